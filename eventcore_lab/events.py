@@ -1,0 +1,135 @@
+"""The words of an event store: streams, events, what an append expects, and how it can fail.
+
+Everything else is built on these values; this module imports nothing of ours and does nothing but name things.
+A *version* counts the events of one stream (0 = no event yet), a *position* orders all events of a store
+(0 = before the first). Both are plain integers; a store whose own cursor is a pair or a UUID packs it into one.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import NewType
+from uuid import UUID
+
+from msgspec import Struct, field
+
+StreamId = NewType("StreamId", str)
+Position = int
+
+ANY = -1
+"""Expectation: append wherever the stream is."""
+ABSENT = 0
+"""Expectation: the stream has no event yet. Any larger number means: exactly that version."""
+
+STREAM_ID_MAX_CHARS = 255
+
+
+def stream_id(text: str) -> StreamId:
+    """`text` as a stream id, or ValueError: 1 to 255 characters, none of `* ? [ ]` (kept for patterns), none of control.
+
+    The limits are EventCore's, so that a stream of ours can be a stream of theirs.
+    """
+    if not 0 < len(text) <= STREAM_ID_MAX_CHARS:
+        raise ValueError(f"a stream id has 1 to {STREAM_ID_MAX_CHARS} characters, this one has {len(text)}")
+    if any(c in "*?[]" or ord(c) < 32 for c in text):
+        raise ValueError(f"a stream id has none of * ? [ ] and no control character: {text!r}")
+    return StreamId(text)
+
+
+_last_id_ms = 0
+_id_counter = 0
+
+
+def new_event_id() -> UUID:
+    """A UUIDv7 (RFC 9562): 48 bits of milliseconds, then a counter that keeps one process's ids increasing, then chance.
+
+    The counter takes the 12 bits after the version (RFC 9562, 6.2, method 1) and borrows from the clock when it is
+    full, so ids of one process are strictly increasing whatever the rate.
+    """
+    global _last_id_ms, _id_counter
+    now_ms = time.time_ns() // 1_000_000
+    if now_ms > _last_id_ms:
+        _last_id_ms, _id_counter = now_ms, 0
+    else:
+        _id_counter += 1
+        if _id_counter > 0xFFF:
+            _last_id_ms, _id_counter = _last_id_ms + 1, 0
+    chance = int.from_bytes(os.urandom(8), "big") & 0x3FFF_FFFF_FFFF_FFFF
+    return UUID(int=_last_id_ms << 80 | 0x7 << 76 | _id_counter << 64 | 0x2 << 62 | chance)
+
+
+class NewEvent(Struct, frozen=True, gc=False):
+    """An event not yet stored. `data` and `meta` are JSON as bytes; the id is made before the first try, so that a
+    retry after an unknown outcome can be recognised."""
+
+    type: str
+    data: bytes
+    meta: bytes = b""
+    id: UUID = field(default_factory=new_event_id)
+
+
+class StoredEvent(Struct, frozen=True, gc=False):
+    """An event as the store gives it back. `recorded_at_us` is the store's clock, microseconds since 1970 (0 = none)."""
+
+    position: Position
+    stream: StreamId
+    version: int
+    id: UUID
+    type: str
+    data: bytes
+    meta: bytes = b""
+    recorded_at_us: int = 0
+
+
+class StreamWrite(Struct, frozen=True):
+    """What one append does to one stream: what it expects to find, and 0…n events.
+
+    With no events the stream is a *read-only participant*: its version is checked with the rest, nothing is written.
+    """
+
+    stream: StreamId
+    expected: int = ANY
+    events: tuple[NewEvent, ...] = ()
+
+
+class AppendResult(Struct, frozen=True, gc=False):
+    """An acknowledged append: the version of each stream after it, in the order of its writes, and its last position."""
+
+    versions: tuple[int, ...]
+    position: Position = 0
+
+
+class StreamSlice(Struct, frozen=True):
+    """Events of one stream in version order, and the version the stream had when they were read (not that of the page)."""
+
+    stream: StreamId
+    version: int
+    events: tuple[StoredEvent, ...] = ()
+
+
+class StoreError(Exception):
+    """Something a store says no to. Each kind below is one thing a caller can do about it."""
+
+
+class VersionConflict(StoreError):
+    """The stream was not where the append expected it: read again and decide again. An expected result, not a fault."""
+
+    def __init__(self, stream: StreamId, expected: int, actual: int) -> None:
+        super().__init__(stream, expected, actual)
+        self.stream, self.expected, self.actual = stream, expected, actual
+
+    def __str__(self) -> str:
+        return f"version conflict on {self.stream!r}: expected {self.expected}, actual {self.actual}"
+
+
+class EventRejected(StoreError):
+    """The store cannot hold this event (for example JSON with \\u0000 in PostgreSQL); retrying will not help."""
+
+
+class OutcomeUnknown(StoreError):
+    """The append may or may not have happened (time-out, lost connection): look for its event ids, never retry blindly."""
+
+
+class StoreUnreachable(StoreError):
+    """No connection to the store could be had; nothing was written."""

@@ -1,0 +1,102 @@
+"""Pure statistics over arrays: order statistics and intervals. Knows nothing of runs, stores or units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+from scipy import stats as scipy_stats
+
+BLOCKS = 20
+BLOCKS_MIN = 6
+"""With fewer blocks of a run no interval is given: a median's order-statistic interval at 95 % needs six values."""
+CONFIDENCE = 0.95
+RESAMPLES = 400
+SAMPLES_PER_INTERVAL_MAX = 200_000
+
+
+class Estimate(Struct, frozen=True):
+    """A value and the interval it lies in at 95 %, NaN where there was too little to say. `n`: samples behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def has_interval(self) -> bool:
+        return not (math.isnan(self.low) or math.isnan(self.high))
+
+
+NOTHING = Estimate(math.nan, math.nan, math.nan, 0)
+
+
+def percentile(ascending: NDArray[np.float64], p: float) -> float:
+    """The order statistic ⌈pn⌉ of sorted samples; NaN of none. 0 < p ≤ 1."""
+    n = len(ascending)
+    return float(ascending[max(math.ceil(p * n - 1e-9), 1) - 1]) if n else math.nan
+
+
+def samples_needed(p: float) -> int:
+    """How many samples a percentile's estimate needs at least: ten beyond it, so that it is not one outlier's value."""
+    return math.ceil(10 / (1 - p) - 1e-9)
+
+
+def percentiles_with_intervals(
+    values: NDArray[np.float64], blocks: NDArray[np.int64], ps: Sequence[float], seed: int = 0
+) -> list[Estimate]:
+    """Percentiles of `values`, with intervals from a bootstrap over *blocks* of time.
+
+    Samples that follow each other are alike (one slow fsync delays all that wait), so whole blocks, not samples, are
+    drawn again: the block bootstrap of Künsch (1989) with disjoint blocks. `blocks` gives each value's block number;
+    values may hold +inf (at least this slow, nobody knows how slow). Above SAMPLES_PER_INTERVAL_MAX samples the
+    interval, not the value, comes from every k-th.
+    """
+    n = len(values)
+    if not n:
+        return [NOTHING] * len(ps)
+    ascending = np.sort(values)
+    points = [percentile(ascending, p) for p in ps]
+    thin = slice(None, None, max(1, math.ceil(n / SAMPLES_PER_INTERVAL_MAX)))
+    numbers, block_of = np.unique(blocks[thin], return_inverse=True)
+    if len(numbers) < BLOCKS_MIN:
+        return [Estimate(point, math.nan, math.nan, n) for point in points]
+    draws = _block_bootstrap(values[thin], block_of, len(numbers), ps, seed)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail], axis=0, method="nearest")
+    # A percentile that has fewer than ten samples beyond it has a value, but not an interval worth the name.
+    return [
+        Estimate(point, *((min(a, point), max(b, point)) if n >= samples_needed(p) else (math.nan, math.nan)), n)
+        for point, a, b, p in zip(points, low.tolist(), high.tolist(), ps, strict=True)
+    ]
+
+
+def _block_bootstrap(
+    values: NDArray[np.float64], block_of: NDArray[np.int64], blocks: int, ps: Sequence[float], seed: int
+) -> NDArray[np.float64]:
+    """The percentiles of RESAMPLES draws of blocks, shape (RESAMPLES, len(ps)): sorted once, weighted each time."""
+    order = np.argsort(values, kind="stable")
+    ascending, block_of = values[order], block_of[order]
+    rng = np.random.default_rng(seed)
+    draws = np.empty((RESAMPLES, len(ps)))
+    for i in range(RESAMPLES):
+        weights = np.bincount(rng.integers(0, blocks, blocks), minlength=blocks)
+        cumulated = np.cumsum(weights[block_of])
+        ranks = np.ceil(np.asarray(ps) * cumulated[-1] - 1e-9)
+        draws[i] = ascending[np.searchsorted(cumulated, np.maximum(ranks, 1))]
+    return draws
+
+
+def mean_with_interval(block_values: NDArray[np.float64], n: int) -> Estimate:
+    """The mean of per-block values and its t interval (batch means; Law, *Simulation Modeling and Analysis*, 9.5)."""
+    count = len(block_values)
+    if not count:
+        return NOTHING
+    mean = float(np.mean(block_values))
+    if count < BLOCKS_MIN:
+        return Estimate(mean, math.nan, math.nan, n)
+    half = float(scipy_stats.t.ppf(1 - (1 - CONFIDENCE) / 2, count - 1) * np.std(block_values, ddof=1) / count**0.5)
+    return Estimate(mean, mean - half, mean + half, n)

@@ -1,0 +1,233 @@
+"""The hot loop: puts prepared operations on a store when they are due, and records each.
+
+Closed: a number of callers, each starting again when it is answered. Open: one dispatcher that follows the schedule
+whatever the store does, and a bounded number of consumers that carry operations out. Times recorded are relative to
+`start_ns`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from msgspec import Struct
+
+from eventcore_lab.clock import Clock, sleep_s
+from eventcore_lab.commands import CommandRejected
+from eventcore_lab.events import StoreError
+from eventcore_lab.load.journal import outcome_of
+from eventcore_lab.load.recorder import Recorder, RecorderFull
+from eventcore_lab.load.workloads import Performer
+from eventcore_lab.schema import Attempt, Outcome, Phase, current_attempt, packed
+
+BACKLOG_POLICIES = ("drop", "queue", "abort")
+DUE_WHEN_BEGUN = -1
+_YIELD_AFTER_NS = 1_000_000
+_LOOK_UP_NS = 250_000_000
+
+
+class BacklogFull(Exception):
+    """More arrivals wait than the bound allows, and the policy says abort."""
+
+
+class Load(Struct, kw_only=True):
+    """Everything one worker's loop needs, decided beforehand. Times in ns; `due` ascending, relative to the start."""
+
+    clock: Clock
+    recorder: Recorder
+    prepare: Callable[[int], Any]
+    perform: Performer
+    start_ns: int
+    warmup_ns: int
+    total_ns: int
+    callers: int = 0
+    due: Sequence[int] = ()
+    operations: Sequence[int] = ()
+    in_flight_max: int = 200
+    backlog_max: int = 10_000
+    backlog_policy: str = "drop"
+    first: int = 0
+    step: int = 1
+
+
+class Stop:
+    """Asks the loop to end: no new operation begins, those under way are waited for."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self.reason = ""
+        self.failures: dict[str, int] = {}
+
+    def set(self, reason: str) -> None:
+        if not self.is_set:
+            self.is_set, self.reason = True, reason
+
+
+async def drive(load: Load, stop: Stop) -> None:
+    """Run the load to its end or until `stop`. Raises what is neither a store's answer nor a business rule."""
+    if load.callers:
+        await _gathered([_caller(load, stop, n) for n in range(load.callers)], stop)
+    else:
+        await _open(load, stop)
+
+
+async def _gathered(coroutines: list[Any], stop: Stop) -> None:
+    """Run them all; the first that breaks stops the others, which end their operation, and is raised."""
+    tasks = [asyncio.ensure_future(c) for c in coroutines]
+    for task in tasks:
+        task.add_done_callback(lambda t: stop.set(_reason(t)) if not t.cancelled() and t.exception() else None)
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException) and not isinstance(result, RecorderFull | BacklogFull):
+            raise result
+
+
+def _reason(task: asyncio.Future[Any]) -> str:
+    error = task.exception()
+    if isinstance(error, RecorderFull):
+        return "the recorder is full: more operations than this run made room for"
+    return f"{type(error).__name__}: {error}"
+
+
+async def _caller(load: Load, stop: Stop, n: int) -> None:
+    """One caller of a closed loop: due when it begins."""
+    clock, perform_one = load.clock, _performer(load, stop)
+    end_ns = load.start_ns + load.total_ns
+    await clock.sleep_until(load.start_ns)
+    k, step = load.first + n * load.step, load.step * load.callers
+    yielded_ns = load.start_ns
+    while not stop.is_set:
+        prepared = load.prepare(k)
+        now_ns = clock.now_ns()
+        if now_ns >= end_ns:
+            return
+        await perform_one(k, prepared, DUE_WHEN_BEGUN, 0)
+        k += step
+        if now_ns - yielded_ns > _YIELD_AFTER_NS:  # a store that never waits would keep the loop to itself
+            yielded_ns = now_ns
+            await sleep_s(0)
+
+
+def _performer(load: Load, stop: Stop) -> Callable[[int, Any, int, int], Any]:
+    """What carries out one operation and records it; made once per task, for its `Attempt` is the task's own."""
+    attempt = Attempt()
+    current_attempt.set(attempt)
+    now_ns, perform, recorder = load.clock.now_ns, load.perform, load.recorder
+    start_ns, warmup_ns = load.start_ns, load.warmup_ns
+
+    async def perform_one(k: int, prepared: Any, due_ns: int, offered_ns: int) -> None:
+        attempt.reset(k)
+        began_ns = now_ns() - start_ns
+        if due_ns == DUE_WHEN_BEGUN:
+            due_ns = offered_ns = began_ns
+        phase = Phase.WARMUP if due_ns < warmup_ns else Phase.STEADY
+        row = recorder.begin(k, due_ns, offered_ns, began_ns, phase)
+        events = 0
+        try:
+            events = await perform(prepared)
+            outcome = Outcome.OK
+        except CommandRejected as error:
+            outcome = Outcome.FAILED
+            _count(stop, error)
+        except StoreError as error:
+            outcome = outcome_of(error)
+            if outcome is not Outcome.CONFLICT:
+                _count(stop, error)
+        ended_ns = now_ns() - start_ns
+        acquired_ns = attempt.acquired_ns - start_ns if attempt.acquired_ns else began_ns
+        word = packed(outcome, phase, attempt.attempts, events)
+        recorder.end(row, k, due_ns, offered_ns, began_ns, acquired_ns, ended_ns, attempt.backoff_ns, word)
+
+    return perform_one
+
+
+def _count(stop: Stop, error: Exception, kinds_max: int = 20) -> None:
+    text = f"{type(error).__name__}: {error}"[:300]
+    if text in stop.failures or len(stop.failures) < kinds_max:
+        stop.failures[text] = stop.failures.get(text, 0) + 1
+
+
+class _Backlog:
+    """Arrivals on their way from the dispatcher to the consumers, at most `backlog_max` of them waiting."""
+
+    def __init__(self, load: Load) -> None:
+        self._load = load
+        self._waiting: deque[tuple[int, int, int]] = deque()
+        self._idle: list[asyncio.Future[tuple[int, int, int] | None]] = []
+        self._space: asyncio.Future[None] | None = None
+        self.is_over = False
+
+    async def offer(self, k: int, due_ns: int, offered_ns: int) -> None:
+        load = self._load
+        while self._idle:
+            consumer = self._idle.pop()
+            if not consumer.done():
+                consumer.set_result((k, due_ns, offered_ns))
+                return
+        if len(self._waiting) >= load.backlog_max:
+            if load.backlog_policy == "drop":
+                phase = Phase.WARMUP if due_ns < load.warmup_ns else Phase.STEADY
+                load.recorder.drop(k, due_ns, offered_ns, phase)
+                return
+            if load.backlog_policy == "abort":
+                raise BacklogFull(f"more than {load.backlog_max} arrivals wait to be started (backlog_policy=abort)")
+            self._space = asyncio.get_running_loop().create_future()
+            await self._space
+        self._waiting.append((k, due_ns, offered_ns))
+
+    async def take(self) -> tuple[int, int, int] | None:
+        """The next arrival, or None when the load is over."""
+        if self._waiting:
+            if self._space is not None and not self._space.done():
+                self._space.set_result(None)
+            return self._waiting.popleft()
+        if self.is_over:
+            return None
+        consumer: asyncio.Future[tuple[int, int, int] | None] = asyncio.get_running_loop().create_future()
+        self._idle.append(consumer)
+        return await consumer
+
+    def end(self, is_dropping: bool) -> None:
+        """No more arrivals. With `is_dropping` those that wait are recorded as dropped instead of started."""
+        self.is_over = True
+        while is_dropping and self._waiting:
+            k, due_ns, offered_ns = self._waiting.popleft()
+            phase = Phase.WARMUP if due_ns < self._load.warmup_ns else Phase.STEADY
+            self._load.recorder.drop(k, due_ns, offered_ns, phase)
+        if self._space is not None and not self._space.done():
+            self._space.set_result(None)
+        for consumer in self._idle:
+            if not consumer.done():
+                consumer.set_result(None)
+
+
+async def _open(load: Load, stop: Stop) -> None:
+    backlog = _Backlog(load)
+    consumers = [_consumer(load, stop, backlog) for _ in range(load.in_flight_max)]
+    await _gathered([_dispatcher(load, stop, backlog), *consumers], stop)
+
+
+async def _dispatcher(load: Load, stop: Stop, backlog: _Backlog) -> None:
+    clock, start_ns = load.clock, load.start_ns
+    try:
+        for k, due_ns in zip(load.operations, load.due, strict=True):
+            while (ahead_ns := start_ns + due_ns - clock.now_ns()) > 0 and not stop.is_set:
+                # In steps, so that a stop is heard between two arrivals that are far apart.
+                await clock.sleep_until(start_ns + due_ns - max(0, ahead_ns - _LOOK_UP_NS))
+            if stop.is_set:
+                return
+            await backlog.offer(k, due_ns, clock.now_ns() - start_ns)
+    except BacklogFull as full:
+        stop.set(str(full))
+        raise
+    finally:
+        backlog.end(is_dropping=stop.is_set)
+
+
+async def _consumer(load: Load, stop: Stop, backlog: _Backlog) -> None:
+    perform_one = _performer(load, stop)
+    while (arrival := await backlog.take()) is not None:
+        k, due_ns, offered_ns = arrival
+        await perform_one(k, load.prepare(k), due_ns, offered_ns)

@@ -1,0 +1,97 @@
+"""The parent's side of the worker processes: start them, talk to them, and notice at once when one dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from eventcore_lab.events import OutcomeUnknown, StoreError, StoreUnreachable
+from eventcore_lab.load.worker import Job
+
+START_TIMEOUT_S = 60.0
+_ERRORS = {kind.__name__: kind for kind in (StoreError, StoreUnreachable, OutcomeUnknown)}
+
+
+class WorkerDied(Exception):
+    """A worker process ended without having said so; the message has its last words."""
+
+
+class Worker:
+    """One running worker process. Made by `spawn`, ended by `end`, which may be called at any time."""
+
+    def __init__(self, job: Job, process: asyncio.subprocess.Process, log: Path) -> None:
+        self.job, self._process, self._log = job, process, log
+
+    @classmethod
+    async def spawn(cls, job: Job, lock: int) -> Worker:
+        """Start the process and hand it its job, DSN included, through a pipe that nobody else can read. It inherits
+        the descriptor `lock`, so that the folder counts as in use for as long as either process lives."""
+        log = Path(job.spool) / f"worker-{job.worker}.log"
+        with log.open("wb") as errors:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "eventcore_lab.load.worker",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=errors,
+                pass_fds=(lock,),
+                start_new_session=True,  # the terminal's Ctrl-C is for the parent, which then says `stop`
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+        worker = cls(job, process, log)
+        await worker._send(msgspec.json.encode(job))
+        return worker
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def say(self, *words: str | int) -> None:
+        await self._send(" ".join(str(word) for word in words).encode())
+
+    async def _send(self, line: bytes) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # `heard` tells of the death
+            self._process.stdin.write(line + b"\n")
+            await self._process.stdin.drain()
+
+    async def heard(self, event: str) -> dict[str, Any]:
+        """Wait for the worker to say `event`. Raises what it says instead, or WorkerDied."""
+        assert self._process.stdout is not None
+        line = await self._process.stdout.readline()
+        if not line:
+            raise WorkerDied(await self._last_words())
+        facts: dict[str, Any] = msgspec.json.decode(line)
+        if facts["event"] == "broken":
+            raise _ERRORS.get(facts["kind"], StoreError)(facts["message"])
+        if facts["event"] != event:
+            raise WorkerDied(f"worker {self.job.worker} said {facts['event']!r} where {event!r} was due")
+        return facts
+
+    async def _last_words(self) -> str:
+        code = await self._process.wait()
+        how = f"was ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        return f"worker {self.job.worker} {how}" + (f": {lines[-1][:300]}" if lines else "")
+
+    async def end(self, timeout_s: float = 5.0) -> None:
+        """Close its input and wait; then ask, then kill. Its empty log is removed."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        for signal_now in (None, signal.SIGTERM, signal.SIGKILL):
+            if signal_now is not None and self._process.returncode is None:
+                self._process.send_signal(signal_now)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._process.wait()
+                    break
+        if self._log.exists() and not self._log.stat().st_size:
+            self._log.unlink()

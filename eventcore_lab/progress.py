@@ -1,0 +1,139 @@
+"""What the person who waits is told while a run goes on: a live bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from eventcore_lab.clock import NS_PER_S, now_ns
+from eventcore_lab.schema import SAMPLE_WORDS, Outcome
+
+LINE_EVERY_S = 5.0
+PROGRESS_VARIABLE = "EVENTCORE_LAB_PROGRESS"
+"""Names a file to which progress is appended as JSON lines, for a process that shows it in its own way."""
+
+_ENDED, _BEGAN, _PACKED = (SAMPLE_WORDS.index(name) for name in ("ended_ns", "began_ns", "packed"))
+
+
+class Tally:
+    """Running totals over the samples seen so far; latencies of the last look only."""
+
+    def __init__(self, warmup_s: float, duration_s: float) -> None:
+        self.total_s = warmup_s + duration_s
+        self.began_ns = now_ns()
+        self.operations = self.events = self.unwell = 0
+        self.rate = 0.0
+        self._looked_ns = self.began_ns
+
+    @property
+    def elapsed_s(self) -> float:
+        return min((now_ns() - self.began_ns) / NS_PER_S, self.total_s)
+
+    def add(self, rows: NDArray[np.int64]) -> None:
+        """Count rows of samples, shape (n, 8)."""
+        looked_ns, before_ns = now_ns(), self._looked_ns
+        self._looked_ns = looked_ns
+        outcomes = rows[:, _PACKED] & 0xFF
+        self.operations += len(rows)
+        self.events += int((rows[:, _PACKED] >> 32).sum())
+        self.unwell += int(np.isin(outcomes, (Outcome.FAILED, Outcome.UNKNOWN, Outcome.DROPPED)).sum())
+        if looked_ns - before_ns > NS_PER_S // 20:
+            self.rate = len(rows) * NS_PER_S / (looked_ns - before_ns)
+
+    def __str__(self) -> str:
+        unwell = f", {self.unwell:,} not well" if self.unwell else ""
+        return f"{self.elapsed_s:4.1f}/{self.total_s:g} s  {self.operations:,} operations, {self.rate:,.0f}/s{unwell}"
+
+
+class Progress(Protocol):
+    """Told by `measure` what is going on; must return at once."""
+
+    def phase(self, title: str, text: str) -> None: ...
+    def update(self, title: str, tally: Tally) -> None: ...
+    def ended(self, status: str, reason: str) -> None: ...
+
+
+class Quiet:
+    """Says nothing."""
+
+    def phase(self, title: str, text: str) -> None: ...
+    def update(self, title: str, tally: Tally) -> None: ...
+    def ended(self, status: str, reason: str) -> None: ...
+
+
+class Lines:
+    """A plain line every few seconds, for logs."""
+
+    def __init__(self, out: TextIO | None = None, every_s: float = LINE_EVERY_S) -> None:
+        self._out, self._every_ns, self._last_ns = out or sys.stderr, int(every_s * NS_PER_S), now_ns()
+
+    def phase(self, title: str, text: str) -> None:
+        return
+
+    def update(self, title: str, tally: Tally) -> None:
+        if now_ns() - self._last_ns >= self._every_ns:
+            self._last_ns = now_ns()
+            print(f"{title}: {tally}", file=self._out, flush=True)
+
+    def ended(self, status: str, reason: str) -> None:
+        if status != "complete":
+            print(f"{status}: {reason}", file=self._out, flush=True)
+
+
+class Bar:
+    """One line on a terminal that is written over, and removed at the end."""
+
+    WIDTH = 24
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self._out = out or sys.stderr
+
+    def phase(self, title: str, text: str) -> None:
+        self._write(f"{title}: {text} …")
+
+    def update(self, title: str, tally: Tally) -> None:
+        done = int(self.WIDTH * tally.elapsed_s / tally.total_s)
+        self._write(f"{title} {'━' * done}{'╌' * (self.WIDTH - done)} {tally}")
+
+    def ended(self, status: str, reason: str) -> None:
+        self._write("")
+        if status != "complete":
+            print(f"{status}: {reason}", file=self._out, flush=True)
+
+    def _write(self, text: str) -> None:
+        columns = os.get_terminal_size(self._out.fileno()).columns if self._out.isatty() else 80
+        self._out.write("\r\x1b[K" + text[: columns - 1])
+        self._out.flush()
+
+
+class Notes:
+    """JSON lines in a file, for `Relay` in the process that started this one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def phase(self, title: str, text: str) -> None:
+        self._note(kind="phase", title=title, text=text)
+
+    def update(self, title: str, tally: Tally) -> None:
+        self._note(kind="update", title=title, text=str(tally), elapsed_s=tally.elapsed_s, total_s=tally.total_s)
+
+    def ended(self, status: str, reason: str) -> None:
+        self._note(kind="ended", status=status, reason=reason)
+
+    def _note(self, **facts: Any) -> None:
+        with self._path.open("ab") as file:
+            file.write(msgspec.json.encode(facts) + b"\n")
+
+
+def chosen() -> Progress:
+    """The way that fits where this runs: notes for a parent that asked for them, a bar on a terminal, else lines."""
+    if os.environ.get(PROGRESS_VARIABLE):
+        return Notes(Path(os.environ[PROGRESS_VARIABLE]))
+    return Bar() if sys.stderr.isatty() else Lines()

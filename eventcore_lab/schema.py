@@ -1,0 +1,208 @@
+"""The waist: which facts are recorded, in which columns, with which types.
+
+The measuring half writes these columns as Parquet into a run's spool folder, the judging half reads them from the Lab;
+neither imports the other. Times are integer nanoseconds since the run's start unless a name says otherwise. What can
+be computed from these facts (latency, service time, queueing, pool wait) is not stored.
+"""
+
+from __future__ import annotations
+
+import os
+from contextvars import ContextVar
+from enum import IntEnum
+from pathlib import Path
+
+SCHEMA_VERSION = 1
+
+
+class Outcome(IntEnum):
+    """How an attempt came out. 0 is what a slot holds before its operation has ended."""
+
+    RUNNING = 0
+    OK = 1
+    CONFLICT = 2
+    FAILED = 3
+    UNKNOWN = 4
+    DROPPED = 5
+
+
+CENSORED = (Outcome.RUNNING, Outcome.UNKNOWN, Outcome.DROPPED)
+"""Outcomes without a known end: percentiles count them as *at least this slow*, never leave them out."""
+
+
+class Phase(IntEnum):
+    """Which part of the run an operation was due in. Warm-up rows are marked, never deleted."""
+
+    WARMUP = 0
+    STEADY = 1
+
+
+class ExitCode(IntEnum):
+    """What the command line ends with."""
+
+    PASS = 0
+    FAIL = 1
+    USAGE = 2
+    INCONCLUSIVE = 3
+    BROKEN = 4
+    VIOLATED = 5
+    INTERRUPTED = 130
+
+
+RUN_STATUS = ("complete", "interrupted", "broken")
+
+TABLES: dict[str, dict[str, str]] = {
+    "runs": {
+        "run_id": "VARCHAR",
+        "started_at": "TIMESTAMP WITH TIME ZONE",
+        "status": "VARCHAR",
+        "status_reason": "VARCHAR",
+        "experiment_id": "VARCHAR",
+        "label": "VARCHAR",
+        "trial": "INTEGER",
+        "store": "VARCHAR",
+        "workload": "VARCHAR",
+        "pacer": "VARCHAR",
+        "duration_s": "DOUBLE",
+        "warmup_s": "DOUBLE",
+        "seed": "BIGINT",
+        "connections": "INTEGER",
+        "in_flight_max": "INTEGER",
+        "backlog_max": "INTEGER",
+        "backlog_policy": "VARCHAR",
+        "timeout_s": "DOUBLE",
+        "is_closed_loop": "BOOLEAN",
+        "measured_ns": "BIGINT",
+        "durability": "VARCHAR",
+        "keeps_events": "BOOLEAN",
+        "server": "VARCHAR",
+        "environment_id": "VARCHAR",
+        "schema_version": "INTEGER",
+    },
+    "samples": {
+        "run_id": "VARCHAR",
+        "worker": "SMALLINT",
+        "operation": "BIGINT",
+        "phase": "UTINYINT",
+        "due_ns": "BIGINT",
+        "offered_ns": "BIGINT",
+        "began_ns": "BIGINT",
+        "acquired_ns": "BIGINT",
+        "ended_ns": "BIGINT",
+        "backoff_ns": "BIGINT",
+        "events": "INTEGER",
+        "attempts": "INTEGER",
+        "outcome": "UTINYINT",
+    },
+    "gauges": {
+        "run_id": "VARCHAR",
+        "t_ns": "BIGINT",
+        "source": "VARCHAR",
+        "name": "VARCHAR",
+        "value": "DOUBLE",
+    },
+    "marks": {
+        "run_id": "VARCHAR",
+        "t_ns": "BIGINT",
+        "name": "VARCHAR",
+        "detail": "VARCHAR",
+    },
+    "verdicts": {
+        "run_id": "VARCHAR",
+        "kind": "VARCHAR",
+        "name": "VARCHAR",
+        "unit": "VARCHAR",
+        "limit_text": "VARCHAR",
+        "measured": "DOUBLE",
+        "low": "DOUBLE",
+        "high": "DOUBLE",
+        "status": "VARCHAR",
+        "reason": "VARCHAR",
+    },
+    "environments": {
+        "environment_id": "VARCHAR",
+        "name": "VARCHAR",
+        "value": "VARCHAR",
+    },
+}
+RUN_FILE = "run.json"
+"""The run's row of `runs`, in its spool folder from the first moment, with status `interrupted` until it has ended."""
+GAUGES_FILE, MARKS_FILE = "gauges.ndjson", "marks.ndjson"
+ENVIRONMENT_FILE = "environment.json"
+LOCK_FILE = "lock"
+"""Held (flock) by everybody who writes into the folder; whoever gets it finds a run that nobody is working on."""
+
+DATA_VARIABLE = "EVENTCORE_LAB_DATA"
+
+
+def data_folder() -> Path:
+    """Where the Lab's file and the spool are: EVENTCORE_LAB_DATA, else `data` of the project around, else `./data`."""
+    if named := os.environ.get(DATA_VARIABLE):
+        return Path(named)
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "data").is_dir() and (folder / "notebooks").is_dir():
+            return folder / "data"
+    return here / "data"
+
+
+
+"""Table → column → DuckDB type, in the order of the file. `verdicts.kind` is `invariant` or `target`."""
+
+SAMPLE_WORDS = ("operation", "due_ns", "offered_ns", "began_ns", "acquired_ns", "ended_ns", "backoff_ns", "packed")
+"""A sample as the load records it: eight little-endian int64 in this order, one cache line. `samples-<worker>.i64` in the
+spool is an array of them, in memory shared with the file, so that it survives the process that wrote it. A row of
+zeros was never begun. `packed` is from the low end: outcome (8 bits), phase (8), 1 (8, "begun"), attempts (8),
+events (32)."""
+
+BEGUN = 1 << 16
+
+
+def packed(outcome: int, phase: int, attempts: int, events: int) -> int:
+    """The last word of a sample; more than 255 attempts are recorded as 255."""
+    return outcome | phase << 8 | BEGUN | min(attempts, 255) << 24 | events << 32
+
+
+JOURNAL: dict[str, dict[str, str]] = {
+    "writes": {
+        "worker": "SMALLINT",
+        "operation": "BIGINT",
+        "append": "BIGINT",
+        "outcome": "UTINYINT",
+        "stream": "VARCHAR",
+        "expected": "BIGINT",
+        "version": "BIGINT",
+        "ordinal": "INTEGER",
+        "event_id": "BLOB",
+        "digest": "BIGINT",
+    },
+    "stored": {
+        "position": "HUGEINT",
+        "stream": "VARCHAR",
+        "version": "BIGINT",
+        "event_id": "BLOB",
+        "digest": "BIGINT",
+    },
+}
+"""What the checkers read: one row of `writes` per event of every append tried (`version` is the stream's version after
+the append if it was acknowledged, else NULL; a read-only participant has a NULL event_id), one row of `stored` per event
+read back. Kept in the spool only until the run is judged: their verdicts stay, the rows do not."""
+
+
+class Attempt:
+    """Facts of the operation under way that only the inside of a store or executor knows. All times absolute, ns."""
+
+    __slots__ = ("acquired_ns", "attempts", "backoff_ns", "operation")
+
+    def __init__(self) -> None:
+        self.reset(0)
+
+    def reset(self, operation: int) -> None:
+        self.operation = operation
+        self.acquired_ns = 0
+        self.attempts = 1
+        self.backoff_ns = 0
+
+
+current_attempt: ContextVar[Attempt | None] = ContextVar("current_attempt", default=None)
+"""Set by the load around each operation, so that a pool deep inside can note when a connection was had."""

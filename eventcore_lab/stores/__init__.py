@@ -1,0 +1,17 @@
+"""Event stores: the protocol, the drivers, and the servers they run on. Importing this registers every driver."""
+
+from eventcore_lab.stores import memory as memory
+from eventcore_lab.stores import servers as servers
+from eventcore_lab.stores.protocol import (
+    Address,
+    Driver,
+    Place,
+    PoolSettings,
+    Store,
+    open_store,
+    stores,
+    stream_all,
+    stream_events,
+)
+
+__all__ = ["Address", "Driver", "Place", "PoolSettings", "Store", "open_store", "stores", "stream_all", "stream_events"]

@@ -1,0 +1,148 @@
+"""The plain stores: `memory`, which is the model every other store is compared with, and `null`, which keeps nothing
+and so shows what the harness itself costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from eventcore_lab.events import (
+    AppendResult,
+    Position,
+    StoredEvent,
+    StoreError,
+    StreamId,
+    StreamSlice,
+    StreamWrite,
+    VersionConflict,
+)
+from eventcore_lab.stores.protocol import Address, Place, PoolSettings, Store, stores
+
+
+class Memory:
+    """A list of all events and a list per stream. No method awaits anything, so each is atomic by construction."""
+
+    def __init__(self) -> None:
+        self._all: list[StoredEvent] = []
+        self._streams: dict[StreamId, list[StoredEvent]] = {}
+
+    async def append(self, writes: Sequence[StreamWrite]) -> AppendResult:
+        return self._append(writes)
+
+    async def append_many(self, requests: Sequence[Sequence[StreamWrite]]) -> list[AppendResult | StoreError]:
+        return [self._try(writes) for writes in requests]
+
+    def _try(self, writes: Sequence[StreamWrite]) -> AppendResult | StoreError:
+        try:
+            return self._append(writes)
+        except VersionConflict as conflict:
+            return conflict
+
+    def _append(self, writes: Sequence[StreamWrite]) -> AppendResult:
+        for write in writes:
+            if write.expected >= 0:
+                actual = len(self._streams.get(write.stream, ()))
+                if actual != write.expected:
+                    raise VersionConflict(write.stream, write.expected, actual)
+        now_us = time.time_ns() // 1000
+        return AppendResult(tuple([self._write(write, now_us) for write in writes]), len(self._all))
+
+    def _write(self, write: StreamWrite, now_us: int) -> int:
+        if not write.events:
+            return len(self._streams.get(write.stream, ()))
+        stream, everything = self._streams.setdefault(write.stream, []), self._all
+        for e in write.events:
+            event = StoredEvent(
+                len(everything) + 1, write.stream, len(stream) + 1, e.id, e.type, e.data, e.meta, now_us
+            )
+            stream.append(event)
+            everything.append(event)
+        return len(stream)
+
+    async def read_stream(self, stream: StreamId, from_version: int = 1, limit: int | None = None) -> StreamSlice:
+        events = self._streams.get(stream, [])
+        first = max(from_version, 1) - 1
+        return StreamSlice(stream, len(events), tuple(events[first : None if limit is None else first + limit]))
+
+    async def read_streams(self, streams: Sequence[StreamId]) -> list[StreamSlice]:
+        return [StreamSlice(s, len(self._streams.get(s, ())), tuple(self._streams.get(s, ()))) for s in streams]
+
+    async def read_all(
+        self, after: Position = 0, limit: int = 1000, *, prefix: str = "", types: Sequence[str] = ()
+    ) -> list[StoredEvent]:
+        if not prefix and not types:
+            return self._all[after : after + limit]
+        found: list[StoredEvent] = []
+        for event in self._all[after:]:
+            if len(found) == limit:
+                break
+            if event.stream.startswith(prefix) and (not types or event.type in types):
+                found.append(event)
+        return found
+
+    async def close(self) -> None:
+        return
+
+
+class Null:
+    """Acknowledges every append and keeps nothing. Expectations are believed, so commands on fresh streams run."""
+
+    def __init__(self) -> None:
+        self._position = 0
+
+    async def append(self, writes: Sequence[StreamWrite]) -> AppendResult:
+        self._position += sum([len(w.events) for w in writes])
+        return AppendResult(tuple([max(w.expected, 0) + len(w.events) for w in writes]), self._position)
+
+    async def append_many(self, requests: Sequence[Sequence[StreamWrite]]) -> list[AppendResult | StoreError]:
+        return [await self.append(writes) for writes in requests]
+
+    async def read_stream(
+        self, stream: StreamId, from_version: int = 1, limit: int | None = None  # noqa: ARG002
+    ) -> StreamSlice:
+        return StreamSlice(stream, 0)
+
+    async def read_streams(self, streams: Sequence[StreamId]) -> list[StreamSlice]:
+        return [StreamSlice(stream, 0) for stream in streams]
+
+    async def read_all(
+        self,
+        after: Position = 0,  # noqa: ARG002
+        limit: int = 1000,  # noqa: ARG002
+        *,
+        prefix: str = "",  # noqa: ARG002
+        types: Sequence[str] = (),  # noqa: ARG002
+    ) -> list[StoredEvent]:
+        return []
+
+    async def close(self) -> None:
+        return
+
+
+class _InProcess:
+    """The driver of a store that lives in the memory of the process that connects."""
+
+    is_shared = False
+
+    def __init__(self, name: str, make: type[Memory] | type[Null], durability: str) -> None:
+        self._name, self._make, self._durability = name, make, durability
+
+    @asynccontextmanager
+    async def provision(self) -> AsyncIterator[Place]:
+        yield Place(Address(self._name), self._durability, keeps_events=self._make is not Null)
+
+    async def connect(self, address: Address, pool: PoolSettings) -> Store:  # noqa: ARG002
+        return self._make()
+
+
+@stores.register("memory")
+def memory() -> _InProcess:
+    """Lists in the worker's own memory: the reference every other store is compared with."""
+    return _InProcess("memory", Memory, "none: lost when the process ends")
+
+
+@stores.register("null")
+def null() -> _InProcess:
+    """Acknowledges and keeps nothing: the floor, what the harness itself costs."""
+    return _InProcess("null", Null, "none: keeps nothing")

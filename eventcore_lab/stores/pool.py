@@ -1,0 +1,187 @@
+"""A small connection pool over asyncpg: connections are kept with their prepared statements and handed out as they are.
+
+asyncpg's own pool resets a connection with a round trip each time it comes back, which halves the rate of one-statement
+appends. Here nothing is reset: every user of this pool sends single statements in autocommit, which leave nothing
+behind, and a connection whose statement was cut off is closed, not reused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import asyncpg
+
+from eventcore_lab.clock import NS_PER_S, now_ns
+from eventcore_lab.events import StoreUnreachable
+from eventcore_lab.schema import current_attempt
+from eventcore_lab.stores.protocol import PoolSettings
+
+
+class Connection:
+    """An asyncpg connection and the statements prepared on it."""
+
+    __slots__ = ("_statements", "born_ns", "idle_since_ns", "raw")
+
+    def __init__(self, raw: Any) -> None:
+        self.raw = raw
+        self.born_ns = self.idle_since_ns = now_ns()
+        self._statements: dict[str, Any] = {}
+
+    async def fetch(self, sql: str, *arguments: Any) -> list[Any]:
+        """The rows of one statement, prepared on first use."""
+        statement = self._statements.get(sql)
+        if statement is None:
+            statement = self._statements[sql] = await self.raw.prepare(sql)
+        rows: list[Any] = await statement.fetch(*arguments)
+        return rows
+
+    async def fetch_row(self, sql: str, *arguments: Any) -> Any:
+        """The first row of one statement."""
+        statement = self._statements.get(sql)
+        if statement is None:
+            statement = self._statements[sql] = await self.raw.prepare(sql)
+        return await statement.fetchrow(*arguments)
+
+
+class Pool:
+    """At most `settings.max_connections` connections to `dsn`; the most recently used is handed out first, waiters are
+    served in the order they came."""
+
+    def __init__(
+        self, dsn: str, schema: str, settings: PoolSettings, server_settings: Mapping[str, str] | None = None
+    ) -> None:
+        self._dsn, self._settings = dsn, settings
+        self._server_settings = {"application_name": settings.application_name, **(server_settings or {})}
+        if schema:
+            self._server_settings["search_path"] = schema
+        self._idle: list[Connection] = []
+        self._waiters: deque[asyncio.Future[Connection | None]] = deque()
+        self._open = 0
+        self._is_closed = False
+
+    async def warm(self) -> None:
+        """Open `min_connections` now."""
+        opened = [await self.acquire() for _ in range(self._settings.min_connections)]
+        for connection in opened:
+            self.release(connection)
+
+    async def acquire(self) -> Connection:
+        """A connection of one's own until `release`. Raises StoreUnreachable when none can be had in time."""
+        connection = self._take_idle()
+        if connection is None:
+            connection = await self._connect() if self._open < self._settings.max_connections else await self._wait()
+        attempt = current_attempt.get()
+        if attempt is not None and not attempt.acquired_ns:
+            attempt.acquired_ns = now_ns()
+        return connection
+
+    def release(self, connection: Connection, is_usable: bool = True) -> None:
+        """Give it back. Not usable (cut off, closed by the server): it is ended, and a waiter may open a new one."""
+        expires_ns = connection.born_ns + int(self._settings.max_lifetime_s * NS_PER_S)
+        connection.idle_since_ns = now_ns()
+        if not is_usable or connection.raw.is_closed() or connection.idle_since_ns > expires_ns or self._is_closed:
+            self._end(connection)
+            self._hand_over(None)
+        elif not self._hand_over(connection):
+            self._idle.append(connection)
+            self._retire_idle()
+
+    def _take_idle(self) -> Connection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.raw.is_closed():
+                return connection
+            self._open -= 1
+        return None
+
+    async def _connect(self) -> Connection:
+        self._open += 1
+        try:
+            return Connection(
+                await asyncpg.connect(
+                    self._dsn,
+                    timeout=self._settings.connect_timeout_s,
+                    command_timeout=self._settings.command_timeout_s,
+                    statement_cache_size=0,
+                    server_settings=self._server_settings,
+                )
+            )
+        except BaseException as error:
+            self._open -= 1
+            self._hand_over(None)
+            if isinstance(error, Exception):
+                raise StoreUnreachable(explained(error)) from None
+            raise
+
+    async def _wait(self) -> Connection:
+        waiter: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            async with asyncio.timeout(self._settings.acquire_timeout_s):
+                connection = await waiter
+        except TimeoutError:
+            raise StoreUnreachable(
+                f"no connection became free within {self._settings.acquire_timeout_s:g} s "
+                f"(all {self._settings.max_connections} are in use; raise max_connections or lower the load)"
+            ) from None
+        except asyncio.CancelledError:
+            # Handed over and cancelled in the same moment: the connection must not be lost.
+            if waiter.done() and not waiter.cancelled() and (handed := waiter.result()) is not None:
+                self.release(handed)
+            raise
+        finally:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+        return connection if connection is not None else await self._connect()
+
+    def _hand_over(self, connection: Connection | None) -> bool:
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(connection)
+                return True
+        return False
+
+    def _retire_idle(self) -> None:
+        """End the connection that has been idle longest, if that is too long and more than the minimum are open."""
+        oldest = self._idle[0]
+        limit_ns = int(self._settings.idle_timeout_s * NS_PER_S)
+        if self._open > self._settings.min_connections and now_ns() - oldest.idle_since_ns > limit_ns:
+            self._end(self._idle.pop(0))
+
+    def _end(self, connection: Connection) -> None:
+        self._open -= 1
+        connection.raw.terminate()
+
+    async def close(self) -> None:
+        """End idle connections politely, within 5 s; the others end when they are given back."""
+        self._is_closed = True
+        idle, self._idle = self._idle, []
+        self._open -= len(idle)
+        for connection in idle:
+            try:
+                await connection.raw.close(timeout=5)
+            except Exception:  # the server may be gone, and closing is all that is wanted
+                connection.raw.terminate()
+
+
+def explained(error: Exception) -> str:
+    """Why a connection failed, in one line that holds no password."""
+    if isinstance(error, asyncpg.InvalidPasswordError | asyncpg.InvalidAuthorizationSpecificationError):
+        return f"PostgreSQL refused the user or password: {_first_line(error)}"
+    if isinstance(error, asyncpg.InvalidCatalogNameError):
+        return f"PostgreSQL has no such database: {_first_line(error)}"
+    if isinstance(error, TimeoutError):
+        return "PostgreSQL did not answer in time (is the host right, and does a firewall drop the packets?)"
+    if isinstance(error, ValueError | asyncpg.ClientConfigurationError):
+        return "the DSN cannot be read (expected postgresql://user:password@host:port/database)"
+    if isinstance(error, OSError):
+        return f"no PostgreSQL server answers: {error.strerror or _first_line(error)} (is it running, and the port right?)"
+    return f"PostgreSQL refused the connection: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).partition("\n")[0]

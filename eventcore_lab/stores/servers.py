@@ -1,0 +1,138 @@
+"""Where a PostgreSQL store lives: the embedded server, one from the system's own binaries, or any server by DSN.
+
+Each provisioned store is a schema of its own with a random name, dropped at the end: nothing else in a database is
+read or touched, and two runs at once do not meet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import psutil
+
+from eventcore_lab.events import StoreUnreachable
+from eventcore_lab.spec import UsageError, unknown
+from eventcore_lab.stores import embedded, postgres
+from eventcore_lab.stores.pool import Pool, explained
+from eventcore_lab.stores.protocol import Address, Place, PoolSettings, Store, stores
+
+CONNECT_TIMEOUT_S = 5.0
+_SYNCHRONOUS_COMMIT = ("on", "off", "local", "remote_write", "remote_apply")
+_SERVERS = ("embedded", "system")
+# Left out of the recorded settings: they may hold secrets or paths of the machine.
+_PRIVATE_SETTINGS = r"conninfo|command|passphrase|file|director|path|preload|krb|ldap|ssl_|cluster_name"
+
+
+@stores.register("postgres")
+def _postgres(*, server: str = "embedded", synchronous_commit: str = "on") -> PostgresDriver:
+    """PostgreSQL: one call per append, durable, positions safe to follow (server: embedded or system)."""
+    if server not in _SERVERS:
+        raise unknown("server", server, _SERVERS)
+    return PostgresDriver(lambda: _started(server), synchronous_commit)
+
+
+@stores.register("env")
+def _env(*, variant: str = "", synchronous_commit: str = "on") -> PostgresDriver:
+    """The same store on the PostgreSQL server whose DSN the named environment variable holds: env:LAB_DSN."""
+    if not variant:
+        raise UsageError("store env: say which environment variable holds the DSN, as in env:LAB_DSN")
+    if not os.environ.get(variant):
+        raise UsageError(f"store env:{variant}: the environment variable {variant} is not set or empty")
+    return PostgresDriver(lambda: (os.environ[variant], list), synchronous_commit)
+
+
+def _started(origin: str) -> tuple[str, Callable[[], list[int]]]:
+    server = embedded.shared_server("wheel" if origin == "embedded" else "system")
+    return server.dsn, server.pids
+
+
+class PostgresDriver:
+    """Provisions a schema on the server that `server()` gives as (DSN, pids of its processes)."""
+
+    is_shared = True
+
+    def __init__(self, server: Callable[[], tuple[str, Callable[[], list[int]]]], synchronous_commit: str) -> None:
+        if synchronous_commit not in _SYNCHRONOUS_COMMIT:
+            raise unknown("synchronous_commit", synchronous_commit, _SYNCHRONOUS_COMMIT)
+        self._server, self._synchronous_commit = server, synchronous_commit
+
+    @asynccontextmanager
+    async def provision(self) -> AsyncIterator[Place]:
+        dsn, pids = await asyncio.to_thread(self._server)
+        schema = f"eventcore_lab_{secrets.token_hex(6)}"
+        facts, postmaster_pid = await _reached(_prepared(dsn, schema))
+        try:
+            yield Place(
+                Address("postgres", dsn, schema),
+                _durability({**facts, "synchronous_commit": self._synchronous_commit}),
+                f"PostgreSQL {facts['server_version']}",
+                {f"postgres.{k}": v for k, v in facts.items()},
+                pids if pids is not list else lambda: _family(postmaster_pid),
+            )
+        finally:
+            await postgres.drop(dsn, schema, CONNECT_TIMEOUT_S)
+
+    async def connect(self, address: Address, pool: PoolSettings) -> Store:
+        settings = {"synchronous_commit": self._synchronous_commit}
+        connections = Pool(address.dsn, address.schema, pool, settings)
+        await connections.warm()
+        return postgres.Postgres(connections)
+
+
+async def _prepared(dsn: str, schema: str) -> tuple[dict[str, str], int | None]:
+    """Create the schema; give back the server's settings that differ from its defaults, and its main process."""
+    await postgres.create(dsn, schema, CONNECT_TIMEOUT_S)
+    connection = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_S)
+    try:
+        rows = await connection.fetch(
+            f"""SELECT name, current_setting(name) AS value FROM pg_settings
+                WHERE (source NOT IN ('default', 'override', 'client') AND name !~ '{_PRIVATE_SETTINGS}')
+                   OR name IN ('server_version', 'fsync', 'full_page_writes', 'shared_buffers', 'max_connections',
+                               'wal_sync_method')"""
+        )
+        backend_pid = await connection.fetchval("SELECT pg_backend_pid()")
+        return {row["name"]: row["value"] for row in rows}, _postmaster_of(backend_pid)
+    finally:
+        await connection.close()
+
+
+async def _reached(attempt: Any) -> Any:
+    """The result of `attempt`, with every way not to reach a server as one clear StoreUnreachable."""
+    try:
+        return await attempt
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise StoreUnreachable(f"the user may not create a schema: {error} (GRANT CREATE ON DATABASE … TO …)") from None
+    except (OSError, TimeoutError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise StoreUnreachable(explained(error)) from None
+
+
+def _durability(settings: dict[str, str]) -> str:
+    """The class first, then what it rests on. `durable`: acknowledged means flushed to the device."""
+    names = ("fsync", "synchronous_commit", "full_page_writes")
+    shown = ", ".join(f"{name}={settings[name]}" for name in names)
+    if settings["fsync"] != "on" or settings["full_page_writes"] != "on":
+        return f"not durable ({shown})"
+    return f"{'flushed later' if settings['synchronous_commit'] == 'off' else 'durable'} ({shown})"
+
+
+def _postmaster_of(backend_pid: int) -> int | None:
+    """The server's main process if it runs on this machine, found from one of its backends while that is alive."""
+    try:
+        parent = psutil.Process(backend_pid).parent()
+        return parent.pid if parent is not None and "postgres" in parent.name() else None
+    except psutil.Error:
+        return None
+
+
+def _family(postmaster_pid: int | None) -> list[int]:
+    try:
+        postmaster = psutil.Process(postmaster_pid) if postmaster_pid else None
+        return [postmaster.pid, *(child.pid for child in postmaster.children())] if postmaster else []
+    except psutil.Error:
+        return []
