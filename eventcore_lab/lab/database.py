@@ -245,8 +245,8 @@ def _ingest(con: duckdb.DuckDBPyConnection, folder: Path, run_id: str) -> None:
     run = pa.Table.from_pylist([{name: row.get(name) for name in TABLES["runs"]}])  # noqa: F841 (read by DuckDB)
     con.execute("INSERT INTO runs BY NAME SELECT * FROM run")
     for part in sorted(folder.glob("samples-*.i64")):
-        samples = _samples(part)  # noqa: F841
-        con.execute("INSERT INTO samples BY NAME SELECT ? AS run_id, * FROM samples", [run_id])
+        incoming = _samples(part)  # noqa: F841 (read by DuckDB, which finds a table of the file first)
+        con.execute("INSERT INTO samples BY NAME SELECT ? AS run_id, * FROM incoming", [run_id])
     for table, file in (("gauges", GAUGES_FILE), ("marks", MARKS_FILE)):
         path = folder / file
         if path.exists() and path.stat().st_size:
