@@ -1,0 +1,242 @@
+"""Every number there is, from the facts of one run: throughput, latency percentiles, memory, processor, and the health
+of the generator itself. Nothing is stored; what is printed anywhere was computed here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import polars as pl
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from eventcore_lab.clock import NS_PER_S
+from eventcore_lab.lab import stats
+from eventcore_lab.lab.database import Lab
+from eventcore_lab.schema import CENSORED, Outcome, Phase
+
+PERCENTILES: Mapping[str, float] = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
+UNITS: Mapping[str, str] = {
+    "commands_per_second": "/s",
+    "events_per_second": "/s",
+    **dict.fromkeys(PERCENTILES, "ms"),
+    "memory": "MiB",
+    "memory_growth": "MiB",
+    "cpu": "%",
+    "conflicts/attempts": "%",
+    "failures/attempts": "%",
+}
+"""Name of every figure that can be judged, and its unit."""
+MIB = 1024 * 1024
+LATENESS_SHARE_MAX = 0.1
+LATENESS_FLOOR_MS = 1.0
+LOADER_CPU_MAX = 90.0
+
+
+class Figure(Struct, frozen=True):
+    """One number of one run, with its interval at 95 % and what a reader must know about it."""
+
+    name: str
+    estimate: stats.Estimate
+    run_id: str
+    note: str = ""
+
+    @property
+    def unit(self) -> str:
+        return UNITS[self.name]
+
+
+class Run:
+    """One run as the Lab holds it. Facts are read when first asked for; figures are computed from them."""
+
+    def __init__(self, lab: Lab, run_id: str) -> None:
+        self.lab, self.row = lab, lab.run_row(run_id)
+        self.run_id: str = self.row["run_id"]
+
+    def __repr__(self) -> str:
+        r = self.row
+        return f"Run({self.run_id}: {r['store']}, {r['workload']}, {r['pacer']}, {r['status']})"
+
+    def _repr_html_(self) -> str:
+        frame: str = self.summary()._repr_html_()
+        return frame
+
+    @cached_property
+    def samples(self) -> pl.DataFrame:
+        return self.lab.samples(self.run_id)
+
+    @cached_property
+    def gauges(self) -> pl.DataFrame:
+        return self.lab.gauges(self.run_id)
+
+    @cached_property
+    def marks(self) -> pl.DataFrame:
+        return self.lab.marks(self.run_id)
+
+    @cached_property
+    def invariants(self) -> pl.DataFrame:
+        return self.lab.invariants(self.run_id)
+
+    @property
+    def is_closed_loop(self) -> bool:
+        return bool(self.row["is_closed_loop"])
+
+    @property
+    def latency_word(self) -> str:
+        """A closed loop has no due times of its own, so what it shows is never called latency."""
+        return "service time (closed loop)" if self.is_closed_loop else "latency"
+
+    @property
+    def warmup_ns(self) -> int:
+        return int(self.row["warmup_s"] * NS_PER_S)
+
+    @cached_property
+    def steady(self) -> pl.DataFrame:
+        return self.samples.filter(pl.col("phase") == int(Phase.STEADY))
+
+    @cached_property
+    def window_ns(self) -> tuple[int, int]:
+        """The steady window: from the end of the warm-up for the time asked, or to the last sample if it was cut."""
+        end = self.warmup_ns + int(self.row["measured_ns"])
+        if self.row["status"] != "complete" and len(self.samples):
+            end = min(end, max(int(self.samples["ended_ns"].max() or 0), self.warmup_ns + 1))  # type: ignore[call-overload]
+        return self.warmup_ns, end
+
+    @cached_property
+    def latencies_ms(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Latency of every steady sample that was answered well, or not at all (+inf), and its block of time."""
+        rows = self.steady.filter(pl.col("outcome").is_in([int(Outcome.OK), *map(int, CENSORED)]))
+        is_ok = (rows["outcome"] == int(Outcome.OK)).to_numpy()
+        values = np.where(is_ok, (rows["ended_ns"] - rows["due_ns"]).to_numpy() / 1e6, math.inf)
+        return values, self._block_of(rows["due_ns"].to_numpy())
+
+    def _block_of(self, t_ns: NDArray[np.int64]) -> NDArray[np.int64]:
+        start, end = self.window_ns
+        return np.clip((t_ns - start) * stats.BLOCKS // max(end - start, 1), 0, stats.BLOCKS - 1)
+
+    def figure(self, name: str) -> Figure:
+        """One figure by its name; its value is NaN when the run has nothing to compute it from."""
+        if name not in UNITS:
+            raise KeyError(name)
+        return self.figures[name]
+
+    @cached_property
+    def figures(self) -> dict[str, Figure]:
+        """Every figure of UNITS."""
+        values, blocks = self.latencies_ms
+        latencies = stats.percentiles_with_intervals(values, blocks, list(PERCENTILES.values()))
+        commands, events = self._throughput()
+        note = self.latency_word if self.is_closed_loop else ""
+        found = {name: (estimate, note) for name, estimate in zip(PERCENTILES, latencies, strict=True)}
+        found |= {"commands_per_second": (commands, ""), "events_per_second": (events, "")}
+        found |= {"memory": self._memory(), "memory_growth": (self._memory_growth(), "of the loader")}
+        found |= {"cpu": (self._gauge_mean("machine", "busy_percent"), "busy share of the whole machine")}
+        found |= {
+            "conflicts/attempts": (self._share(Outcome.CONFLICT), ""),
+            "failures/attempts": (self._share(Outcome.FAILED, *CENSORED), "failed, unknown or dropped"),
+        }
+        return {name: Figure(name, *found[name][:1], self.run_id, found[name][1]) for name in UNITS}
+
+    def _throughput(self) -> tuple[stats.Estimate, stats.Estimate]:
+        """Operations and events per second that *ended* well inside the steady window, whenever they were due."""
+        start, end = self.window_ns
+        ok = self.samples.filter(
+            (pl.col("outcome") == int(Outcome.OK)) & pl.col("ended_ns").is_between(start, end, closed="left")
+        )
+        if not len(self.samples):
+            return stats.NOTHING, stats.NOTHING
+        block_s = (end - start) / stats.BLOCKS / NS_PER_S
+        block_of = self._block_of(ok["ended_ns"].to_numpy())
+        counts = np.bincount(block_of, minlength=stats.BLOCKS) / block_s
+        events = np.bincount(block_of, weights=ok["events"].to_numpy(), minlength=stats.BLOCKS) / block_s
+        return stats.mean_with_interval(counts, len(ok)), stats.mean_with_interval(events, int(ok["events"].sum()))
+
+    def gauge(self, source: str, name: str, steady: bool = True) -> pl.DataFrame:
+        """Columns t_ns, value of one time series; by default its steady part."""
+        series = self.gauges.filter((pl.col("source") == source) & (pl.col("name") == name))
+        start, end = self.window_ns
+        return series.filter(pl.col("t_ns").is_between(start, end)) if steady else series
+
+    def _gauge_mean(self, source: str, name: str) -> stats.Estimate:
+        values = self.gauge(source, name)["value"].to_numpy()
+        return stats.mean_with_interval(values, len(values))
+
+    def _memory(self) -> tuple[stats.Estimate, str]:
+        """The highest PSS that one service (the loader, the server) reached, in MiB. A peak has no interval."""
+        peaks = {
+            source: float(series["value"].max())  # type: ignore[arg-type]
+            for source in ("loader", "server")
+            if len(series := self.gauge(source, "pss_bytes", steady=False))
+        }
+        if not peaks:
+            return stats.NOTHING, ""
+        largest = max(peaks, key=lambda source: peaks[source])
+        n = len(self.gauge(largest, "pss_bytes", steady=False))
+        note = "peak PSS: " + ", ".join(f"{source} {peak / MIB:.0f} MiB" for source, peak in peaks.items())
+        return stats.Estimate(peaks[largest] / MIB, math.nan, math.nan, n), note
+
+    def _memory_growth(self) -> stats.Estimate:
+        """PSS of the loader at the end of the steady part less that at its begin, in MiB."""
+        series = self.gauge("loader", "pss_bytes")["value"].to_numpy() / MIB
+        if len(series) < 2:
+            return stats.NOTHING
+        return stats.Estimate(float(series[-1] - series[0]), math.nan, math.nan, len(series))
+
+    def _share(self, *outcomes: Outcome) -> stats.Estimate:
+        n = len(self.steady)
+        if not n:
+            return stats.NOTHING
+        is_one = self.steady["outcome"].is_in([int(o) for o in outcomes]).to_numpy()
+        blocks = np.bincount(self._block_of(self.steady["due_ns"].to_numpy()), weights=is_one, minlength=stats.BLOCKS)
+        totals = np.bincount(self._block_of(self.steady["due_ns"].to_numpy()), minlength=stats.BLOCKS)
+        per_block = 100 * blocks[totals > 0] / totals[totals > 0]
+        interval = stats.mean_with_interval(per_block, n)
+        return stats.Estimate(100 * float(is_one.mean()), max(interval.low, 0.0), interval.high, n)
+
+    @cached_property
+    def outcomes(self) -> dict[str, int]:
+        """How many steady operations came out how."""
+        counts = dict(self.steady.group_by("outcome").len().iter_rows())
+        return {o.name.lower(): counts[int(o)] for o in Outcome if counts.get(int(o))}
+
+    @cached_property
+    def generator_limits(self) -> list[str]:
+        """Why the generator, not the store, may have been the limit; empty if it was not."""
+        limits = []
+        loader = self._gauge_mean("loader", "cpu_percent").value
+        if loader > LOADER_CPU_MAX:
+            limits.append(f"the load generator used {loader:.0f} % of a core, so it, not the store, may be the limit")
+        if not self.is_closed_loop and len(self.steady):
+            late_ms = ((self.steady["offered_ns"] - self.steady["due_ns"]).to_numpy()) / 1e6
+            p99 = stats.percentile(np.sort(late_ms), 0.99)
+            slowest = stats.percentile(np.sort(self.latencies_ms[0]), 0.99)
+            if p99 > LATENESS_FLOOR_MS and p99 > LATENESS_SHARE_MAX * slowest:
+                limits.append(f"the load generator sent its arrivals late (p99 {p99:.1f} ms)")
+        return limits
+
+    def summary(self) -> pl.DataFrame:
+        """One row per figure: value, interval, unit, what to know about it."""
+        return pl.DataFrame(
+            [
+                {
+                    "figure": f.name,
+                    "value": f.estimate.value,
+                    "low": f.estimate.low,
+                    "high": f.estimate.high,
+                    "unit": f.unit,
+                    "note": f.note,
+                }
+                for f in self.figures.values()
+            ]
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """What the reader of a report must know besides the figures."""
+        keys = ("run_id", "store", "server", "durability", "workload", "pacer", "duration_s", "connections", "status")
+        return {key: self.row[key] for key in keys}
+
+
