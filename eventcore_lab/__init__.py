@@ -1,1 +1,81 @@
-"""eventcore_lab: how fast is an event store, how far does it go, what holds it back, and was it still correct?"""
+"""eventcore_lab: how fast is an event store, how far does it go, what holds it back, and was it still correct?
+
+    from eventcore_lab import Experiment, run
+    run(Experiment(store="memory", pacer="constant:rate=500", duration_s=2))
+
+Names are imported when first used: a load-generating process needs a tenth of what an analysis does.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eventcore_lab.events import NewEvent, StoredEvent, StreamWrite, VersionConflict
+    from eventcore_lab.experiment import Experiment
+    from eventcore_lab.lab import plots, sentences
+    from eventcore_lab.lab.database import Lab
+    from eventcore_lab.lab.measures import Run
+    from eventcore_lab.lab.targets import Targets, Verdict, judge
+    from eventcore_lab.spec import UsageError
+    from eventcore_lab.stores import PoolSettings, open_store
+    from eventcore_lab.workbench import best, conclude, run, run_each, vary
+
+_HOMES = {
+    "Experiment": "experiment",
+    "Lab": "lab.database",
+    "NewEvent": "events",
+    "PoolSettings": "stores",
+    "Run": "lab.measures",
+    "StoredEvent": "events",
+    "StreamWrite": "events",
+    "Targets": "lab.targets",
+    "UsageError": "spec",
+    "Verdict": "lab.targets",
+    "VersionConflict": "events",
+    "best": "workbench",
+    "conclude": "workbench",
+    "judge": "lab.targets",
+    "open_store": "stores",
+    "plots": "lab",
+    "run": "workbench",
+    "run_each": "workbench",
+    "sentences": "lab",
+    "vary": "workbench",
+}
+
+__all__ = [
+    "Experiment",
+    "Lab",
+    "NewEvent",
+    "PoolSettings",
+    "Run",
+    "StoredEvent",
+    "StreamWrite",
+    "Targets",
+    "UsageError",
+    "Verdict",
+    "VersionConflict",
+    "best",
+    "conclude",
+    "judge",
+    "open_store",
+    "plots",
+    "run",
+    "run_each",
+    "sentences",
+    "vary",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'eventcore_lab' has no attribute {name!r}")
+    if name in ("plots", "sentences"):
+        return import_module(f"eventcore_lab.lab.{name}")
+    return getattr(import_module(f"eventcore_lab.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -218,7 +218,7 @@ def judge_facts(facts: Facts, is_writable: bool) -> list[Finding]:
 def judge_noise(steal: float, others: float, gaps_ns: list[int], spent_ns: int) -> list[Finding]:
     """`steal` and `others` in % of all cores, and the pauses of a loop that ran for `spent_ns`."""
     longest = f", the longest {human(max(gaps_ns))}" if gaps_ns else ""
-    pauses = f"{len(gaps_ns)} pauses over {human(GAP_NS)} in a busy loop of {human(spent_ns)}{longest}"
+    pauses = f"pauses over {human(GAP_NS)} in a busy loop of {human(spent_ns)}: {len(gaps_ns)}{longest}"
     return [
         judge("other processes", others, f"{others:.1f} % of all cores"),
         judge("steal", steal, f"{steal:.1f} % of all cores"),

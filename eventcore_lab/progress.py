@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -137,3 +139,62 @@ def chosen() -> Progress:
     if os.environ.get(PROGRESS_VARIABLE):
         return Notes(Path(os.environ[PROGRESS_VARIABLE]))
     return Bar() if sys.stderr.isatty() else Lines()
+
+
+class Relay:
+    """Shows the notes that another process writes: a bar on a terminal, a plain line every few seconds elsewhere. A
+    context manager; `line` prints a whole line without hurting the bar."""
+
+    POLL_S = 0.2
+
+    def __init__(self, path: Path, out: TextIO | None = None) -> None:
+        self._path, self._out = path, out or sys.stdout
+        self._is_terminal = self._out.isatty()
+        self._offset = self._said_ns = 0
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
+
+    def __enter__(self) -> Relay:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def line(self, text: str) -> None:
+        """One whole line; ignores a reader that went away."""
+        with self._lock, contextlib.suppress(BrokenPipeError, ValueError):
+            self._out.write(("\r\x1b[K" if self._is_terminal else "") + text.rstrip("\n") + "\n")
+            self._out.flush()
+
+    def _follow(self) -> None:
+        while not self._over.wait(self.POLL_S):
+            if note := self._newest():
+                self._show(note)
+        if self._is_terminal:
+            self._out.write("\r\x1b[K")
+
+    def _newest(self) -> dict[str, Any] | None:
+        if not self._path.exists():
+            return None
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        self._offset += len(whole) + len(newline)
+        return msgspec.json.decode(whole.splitlines()[-1]) if whole else None
+
+    def _show(self, note: dict[str, Any]) -> None:
+        if note["kind"] == "ended":
+            return
+        if self._is_terminal:
+            done = int(Bar.WIDTH * note["elapsed_s"] / note["total_s"]) if note["kind"] == "update" else 0
+            bar = f"{'━' * done}{'╌' * (Bar.WIDTH - done)} " if note["kind"] == "update" else ""
+            columns = os.get_terminal_size(self._out.fileno()).columns
+            with self._lock:
+                self._out.write("\r\x1b[K" + f"  {bar}{note['title']}: {note['text']}"[: columns - 1])
+                self._out.flush()
+        elif note["kind"] == "update" and now_ns() - self._said_ns >= LINE_EVERY_S * NS_PER_S:
+            self._said_ns = now_ns()
+            self.line(f"  {note['title']}: {note['text']}")

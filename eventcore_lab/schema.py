@@ -132,7 +132,7 @@ ENVIRONMENT_FILE = "environment.json"
 LOCK_FILE = "lock"
 """Held (flock) by everybody who writes into the folder; whoever gets it finds a run that nobody is working on."""
 
-DATA_VARIABLE = "EVENTCORE_LAB_DATA"
+DATA_VARIABLE, LAB_VARIABLE = "EVENTCORE_LAB_DATA", "EVENTCORE_LAB_FILE"
 
 
 def data_folder() -> Path:
@@ -146,8 +146,14 @@ def data_folder() -> Path:
     return here / "data"
 
 
+def lab_file() -> Path:
+    """The results file used when none is named: EVENTCORE_LAB_FILE, else `lab.duckdb` in the data folder."""
+    named = os.environ.get(LAB_VARIABLE)
+    return Path(named) if named else data_folder() / "lab.duckdb"
+
 
 """Table → column → DuckDB type, in the order of the file. `verdicts.kind` is `invariant` or `target`."""
+
 
 SAMPLE_WORDS = ("operation", "due_ns", "offered_ns", "began_ns", "acquired_ns", "ended_ns", "backoff_ns", "packed")
 """A sample as the load records it: eight little-endian int64 in this order, one cache line. `samples-<worker>.i64` in the

@@ -153,6 +153,7 @@ class Registry(Generic[T]):
         return {
             p.name: (hints[p.name], p.default)
             for p in inspect.signature(maker).parameters.values()
+            # what comes without a default is context, given by the program and not by the spec
             if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
         }
 

@@ -93,7 +93,7 @@ BEFORE = "cpu  1000 0 500 8000 100 0 50 10 400 0\ncpu0 500 0 250 4000 50 0 25 5 
     ("after", "own_ticks", "steal", "others"),
     [
         ("cpu  1000 0 500 8100 100 0 50 10 400 0", 0, 0, 0),
-        ("cpu  1030 0 510 8160 100 0 50 10 400 0", 30, 0, 9),  # 40 busy, 30 of them ours, one forgiven
+        ("cpu  1030 0 510 8060 100 0 50 10 400 0", 30, 0, 9),  # 40 busy, 30 of them ours, one forgiven
         ("cpu  1030 0 510 8060 200 0 50 10 400 0", 30, 0, 4.5),  # waiting for I/O is not being busy
         ("cpu  1000 0 500 8080 100 0 50 30 400 0", 0, 20, 0),  # nor is being robbed
         ("cpu  1050 0 500 8050 100 0 50 10 450 0", 0, 0, 49),  # a guest's time is within user's
@@ -311,7 +311,7 @@ def test_commits_per_second_are_one_after_another() -> None:
 def test_pauses_are_counted_and_weighed_together() -> None:
     found = machine.judge_noise(0.0, 0.0, gaps_ns=[200 * US, 3 * MS, 300 * US], spent_ns=100 * MS)[-1]
     assert (found.name, found.level) == ("interruptions", "poor")
-    assert found.value == "3 pauses over 100 µs in a busy loop of 100 ms, the longest 3.0 ms"
+    assert found.value == "pauses over 100 µs in a busy loop of 100 ms: 3, the longest 3.0 ms"
 
 
 @pytest.mark.parametrize(
@@ -362,14 +362,20 @@ def test_timers_are_tried_on_the_loop_of_the_load(tmp_path: Path) -> None:
     assert timers.value != "not measured" and [loop.is_closed() for loop in made] == [True]
 
 
-@pytest.mark.parametrize("kind", ["absent", "file"])
-def test_a_directory_that_cannot_be_used_is_poor_and_no_error(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["absent", "file", "forbidden"])
+def test_a_directory_that_cannot_be_used_is_poor_and_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     target = tmp_path / kind
     if kind == "file":
         target.write_text("")
+        target.chmod(0o777)
+    if kind == "forbidden":  # said, not done: root may write everywhere
+        target.mkdir()
+        monkeypatch.setattr(os, "access", lambda *_: False)
     found = {each.name: each for each in machine.examine(target, quick=True)}
     assert (found["directory"].level, found["directory"].value) == ("poor", "missing or not writable")
-    assert found["fsync"].level == "unknown" and found["fsync"].advice
+    assert kind == "forbidden" or (found["fsync"].level == "unknown" and found["fsync"].advice)
     assert set(found) == NAMES
 
 

@@ -8,7 +8,7 @@ page tables, so the probe watches its own cost and slows down rather than take m
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import psutil
@@ -23,7 +23,7 @@ Pids = Callable[[], Sequence[int]]
 
 
 @asynccontextmanager
-async def resources(series: Series, sources: dict[str, Pids], interval_s: float = 0.25) -> AsyncIterator[None]:
+async def resources(series: Series, sources: Mapping[str, Pids], interval_s: float = 0.25) -> AsyncIterator[None]:
     """Gauges `pss_bytes`, `rss_bytes`, `processes` and `cpu_percent` (of one core) per source, and `busy_percent`,
     `steal_percent` of the whole machine, about every `interval_s` from now until the end, both included."""
     probe = _Probe(series, sources)
@@ -46,7 +46,7 @@ async def _repeatedly(probe: _Probe, interval_s: float) -> None:
 
 
 class _Probe:
-    def __init__(self, series: Series, sources: dict[str, Pids]) -> None:
+    def __init__(self, series: Series, sources: Mapping[str, Pids]) -> None:
         self._series, self._sources = series, sources
         self._processes: dict[int, psutil.Process] = {}
         self._spent_s: dict[int, float] = {}
@@ -85,7 +85,7 @@ class _Probe:
         total_s = times.user + times.system
         newly_s = total_s - self._spent_s.get(pid, 0.0 if self._has_sampled else total_s)
         self._spent_s[pid] = total_s
-        return newly_s
+        return float(newly_s)
 
     def _sample_machine(self, t_ns: int) -> None:
         now, before = psutil.cpu_times(), self._machine

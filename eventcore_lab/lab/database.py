@@ -32,12 +32,15 @@ from eventcore_lab.schema import (
     SAMPLE_WORDS,
     SCHEMA_VERSION,
     TABLES,
-    data_folder,
+    lab_file,
 )
 
 BUSY_TIMEOUT_S = 15.0
 _BUSY_POLL_S = 0.05
-_CONFIG = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+_CONFIG: dict[str, str | bool | int | float | list[str]] = {
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+}
 
 
 class LabError(Exception):
@@ -52,7 +55,7 @@ class Lab:
     """One results file. `Lab()` is the project's own; making one touches nothing until it is first used."""
 
     def __init__(self, path: str | os.PathLike[str] | None = None, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
-        self.path = Path(path) if path is not None else data_folder() / "lab.duckdb"
+        self.path = Path(path) if path is not None else lab_file()
         self.spool = self.path.parent / "spool"
         self._busy_timeout_s = busy_timeout_s
 
@@ -68,7 +71,9 @@ class Lab:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise LabError(f"cannot write to {self.path.parent}: {error.strerror} (choose another with --lab)") from None
+            raise LabError(
+                f"cannot write to {self.path.parent}: {error.strerror} (choose another with --lab)"
+            ) from None
         with self._writing():
             pass
         self.recover()
@@ -104,7 +109,9 @@ class Lab:
                 con.execute(f"CREATE TABLE IF NOT EXISTS {table} ({listed})")
             newest = con.execute("SELECT coalesce(max(schema_version), 0) FROM runs").fetchall()[0][0]
             if newest > SCHEMA_VERSION:
-                raise LabError(f"{self.path} was written by a newer eventcore_lab; update this one, or use another file")
+                raise LabError(
+                    f"{self.path} was written by a newer eventcore_lab; update this one, or use another file"
+                )
             yield con
             con.execute("COMMIT")
 
@@ -116,7 +123,8 @@ class Lab:
         with self._connected(read_only=True) as con:
             # Without parameters DuckDB plans lazily; the frame is made before the connection closes.
             relation = con.sql(query, params=list(parameters)) if parameters else con.sql(query)
-            return relation.pl()
+            frame: pl.DataFrame = relation.pl()
+            return frame
 
     def ingest(self, folder: Path) -> str:
         """Take a run from the spool in one transaction, judge its invariants, remove its folder; gives the run's id.
@@ -143,7 +151,9 @@ class Lab:
         """The run's row of `runs`; a unique beginning of the id will do. Raises UnknownRun."""
         found = self.sql("SELECT * FROM runs WHERE starts_with(run_id, ?) ORDER BY run_id DESC LIMIT 2", [run_id])
         if len(found) != 1:
-            raise UnknownRun(f"{'several runs begin' if len(found) else 'no run begins'} with {run_id!r} in {self.path}")
+            raise UnknownRun(
+                f"{'several runs begin' if len(found) else 'no run begins'} with {run_id!r} in {self.path}"
+            )
         return found.row(0, named=True)
 
     def samples(self, run_id: str) -> pl.DataFrame:
@@ -152,9 +162,7 @@ class Lab:
 
     def gauges(self, run_id: str) -> pl.DataFrame:
         """Every gauge of a run, by time."""
-        return self.sql(
-            "SELECT * EXCLUDE run_id FROM gauges WHERE run_id = ? ORDER BY t_ns, source, name", [run_id]
-        )
+        return self.sql("SELECT * EXCLUDE run_id FROM gauges WHERE run_id = ? ORDER BY t_ns, source, name", [run_id])
 
     def marks(self, run_id: str) -> pl.DataFrame:
         """What happened during a run, by time."""
@@ -195,7 +203,7 @@ class Lab:
         """Keep judgements against targets; those of the same run and name are replaced."""
         if not rows:
             return
-        frame = pa.Table.from_pylist([{"kind": "target", **row} for row in rows])
+        frame = pa.Table.from_pylist([{"kind": "target", **row} for row in rows])  # noqa: F841 (read by DuckDB)
         with self._writing() as con:
             con.execute(
                 """DELETE FROM verdicts USING frame

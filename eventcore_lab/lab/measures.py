@@ -103,7 +103,7 @@ class Run:
         """The steady window: from the end of the warm-up for the time asked, or to the last sample if it was cut."""
         end = self.warmup_ns + int(self.row["measured_ns"])
         if self.row["status"] != "complete" and len(self.samples):
-            end = min(end, max(int(self.samples["ended_ns"].max() or 0), self.warmup_ns + 1))  # type: ignore[call-overload]
+            end = min(end, max(int(self.samples["ended_ns"].to_numpy().max()), self.warmup_ns + 1))
         return self.warmup_ns, end
 
     @cached_property
@@ -238,5 +238,3 @@ class Run:
         """What the reader of a report must know besides the figures."""
         keys = ("run_id", "store", "server", "durability", "workload", "pacer", "duration_s", "connections", "status")
         return {key: self.row[key] for key in keys}
-
-

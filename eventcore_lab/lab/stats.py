@@ -65,11 +65,11 @@ def percentiles_with_intervals(
     if len(numbers) < BLOCKS_MIN:
         return [Estimate(point, math.nan, math.nan, n) for point in points]
     draws = _block_bootstrap(values[thin], block_of, len(numbers), ps, seed)
-    tail = (1 - CONFIDENCE) / 2
+    tail, nan = (1 - CONFIDENCE) / 2, math.nan
     low, high = np.quantile(draws, [tail, 1 - tail], axis=0, method="nearest")
     # A percentile that has fewer than ten samples beyond it has a value, but not an interval worth the name.
     return [
-        Estimate(point, *((min(a, point), max(b, point)) if n >= samples_needed(p) else (math.nan, math.nan)), n)
+        Estimate(point, min(a, point), max(b, point), n) if n >= samples_needed(p) else Estimate(point, nan, nan, n)
         for point, a, b, p in zip(points, low.tolist(), high.tolist(), ps, strict=True)
     ]
 

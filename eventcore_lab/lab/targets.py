@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 
+import msgspec
 import polars as pl
 from msgspec import Struct
 
@@ -134,7 +135,9 @@ class Verdict(Struct, frozen=True):
     @property
     def status(self) -> str:
         found = {j.status for j in self.judgements}
-        return next((s for s in ("violated", "fail", "inconclusive") if s in found), "pass" if found else "inconclusive")
+        return next(
+            (s for s in ("violated", "fail", "inconclusive") if s in found), "pass" if found else "inconclusive"
+        )
 
     @property
     def exit_code(self) -> ExitCode:
@@ -180,7 +183,26 @@ def judge(targets: Targets, run: Run, *others: Run, **figure_from: Run) -> Verdi
             raise unknown("figure", name, UNITS)
     judged = [_against(t, figure_from.get(t.name, run)) for t in targets.thresholds]
     runs = {r.run_id: r for r in (run, *others, *figure_from.values())}.values()
-    return Verdict(f"{targets.name} targets", (*judged, *_invariants(list(runs))))
+    verdict = Verdict(f"{targets.name} targets", (*judged, *_invariants(list(runs))))
+    return msgspec.structs.replace(verdict, answer=_answer(verdict, run.row["store"]))
+
+
+def _answer(verdict: Verdict, store: str) -> str:
+    """The one sentence that somebody in a hurry reads."""
+    judged = verdict.targets
+    by_status = {s: [j for j in judged if j.status == s] for s in ("pass", "fail", "inconclusive")}
+    broken = [j for j in verdict.judgements if j.status == "violated"]
+    if broken:
+        return f"{store} is not correct: " + "; ".join(f"{j.name}: {j.reason}" for j in broken[:3]) + "."
+    missed = "; ".join(f"{j.name} is {j.shown}, limit {j.limit}" for j in by_status["fail"])
+    unsure = ", ".join(j.name for j in by_status["inconclusive"])
+    if missed:
+        text = f"{store} misses {len(by_status['fail'])} of {len(judged)} {verdict.title}: {missed}"
+    elif unsure or not judged:
+        text = f"{store} meets {len(by_status['pass'])} of {len(judged)} {verdict.title}, and none was missed"
+    else:
+        text = f"{store} meets all {len(judged)} {verdict.title}"
+    return text + (f". Not settled: {unsure}." if unsure else ".")
 
 
 def _against(threshold: Threshold, run: Run) -> Judgement:
@@ -189,13 +211,21 @@ def _against(threshold: Threshold, run: Run) -> Judgement:
     status, reason = _compared(threshold, figure)
     if status != "inconclusive" and run.row["status"] != "complete":
         status, reason = "inconclusive", f"the run was {run.row['status']}: {run.row['status_reason']}"
-    elif status == "fail" and run.generator_limits:
-        status, reason = "inconclusive", "; ".join(run.generator_limits)
-    elif status == "pass" and not run.is_closed_loop and run.generator_limits and threshold.name in PERCENTILES:
+    elif status == "fail" and _is_all_offered(threshold, run):
+        status, reason = "inconclusive", "no more than this was offered; a closed loop shows how far the store goes"
+    elif (status == "fail" and run.generator_limits) or (
+        status == "pass" and not run.is_closed_loop and run.generator_limits and threshold.name in PERCENTILES
+    ):
         status, reason = "inconclusive", "; ".join(run.generator_limits)
     return Judgement(
         "target", threshold.name, str(threshold), e.value, e.low, e.high, figure.unit, status, reason, run.run_id
     )
+
+
+def _is_all_offered(threshold: Threshold, run: Run) -> bool:
+    """Whether a throughput is low because the schedule asked for no more and got it."""
+    is_throughput = threshold.name in ("commands_per_second", "events_per_second")
+    return is_throughput and not run.is_closed_loop and set(run.outcomes) <= {"ok"} and not threshold.is_max
 
 
 def _compared(threshold: Threshold, figure: Figure) -> tuple[str, str]:
@@ -236,7 +266,12 @@ def _invariants(runs: Sequence[Run]) -> Iterable[Judgement]:
 
 def untested(runs: Sequence[Run]) -> list[str]:
     """Invariants that no part of any of these runs exercised."""
-    tested = {name for run in runs for name, status in run.invariants.select("name", "status").iter_rows() if status != "not tested"}
+    tested = {
+        name
+        for run in runs
+        for name, status in run.invariants.select("name", "status").iter_rows()
+        if status != "not tested"
+    }
     return sorted({name for run in runs for name in run.invariants["name"]} - tested)
 
 

@@ -145,5 +145,3 @@ async def read_back(store: Store, path: Path, page: int = 5000) -> int:
                 _flush(writer, _STORED, rows)
         _flush(writer, _STORED, rows)
     return count
-
-

@@ -90,13 +90,13 @@ class WriteEvents:
 
 
 @workloads.register("create_user")
-def create_user(*, seed: int = 1) -> CreateUsers:
+def create_user(*, seed: int) -> CreateUsers:
     """The chapter's command_execution: CreateUser for a new user each time, read, decide, append."""
     return CreateUsers(seed)
 
 
 @workloads.register("write_events")
-def write_events(*, batch: int = 1, streams: int = 1, payload_bytes: int = 200, seed: int = 1) -> WriteEvents:
+def write_events(*, batch: int = 1, streams: int = 1, payload_bytes: int = 200, seed: int) -> WriteEvents:
     """The chapter's event_store benchmark: appends of `batch` events over `streams` new streams each."""
     if not 1 <= batch <= EVENTS_PER_APPEND_MAX:
         raise ValueError(f"batch must be 1 to {EVENTS_PER_APPEND_MAX} events, not {batch}")

@@ -89,7 +89,7 @@ class EmbeddedServer:
     Reached through a Unix socket in a directory that only the server's user (and root) can enter, so it needs no
     password. `tcp=True` opens 127.0.0.1 as well and makes `dsn` use it, with a random password that only this object
     has. `place` is the directory, and so the disk, that holds the data; the default is the temporary directory.
-    After a fork the child may use the server, but it stays its parent's: `stop` in the child does nothing.
+    After a fork the child may use the server, but it stays its parent's: `start`, `stop` in the child do nothing.
     """
 
     def __init__(
@@ -190,12 +190,8 @@ class EmbeddedServer:
     @property
     def filesystem(self) -> str:
         """The type of filesystem under the data ("ext4"). On "tmpfs" an fsync costs nothing and proves nothing."""
-        mounts = [
-            (len(mount.mountpoint), mount.fstype)
-            for mount in psutil.disk_partitions(all=True)
-            if self.data_dir.is_relative_to(mount.mountpoint)
-        ]
-        return str(max(mounts)[1]) if mounts else "unknown"
+        mounts = [each for each in psutil.disk_partitions(all=True) if self.data_dir.is_relative_to(each.mountpoint)]
+        return str(max(mounts, key=lambda each: len(each.mountpoint)).fstype) if mounts else "unknown"
 
     @property
     def postmaster_pid(self) -> int:

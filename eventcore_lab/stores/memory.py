@@ -99,7 +99,10 @@ class Null:
         return [await self.append(writes) for writes in requests]
 
     async def read_stream(
-        self, stream: StreamId, from_version: int = 1, limit: int | None = None  # noqa: ARG002
+        self,
+        stream: StreamId,
+        from_version: int = 1,
+        limit: int | None = None,  # noqa: ARG002
     ) -> StreamSlice:
         return StreamSlice(stream, 0)
 

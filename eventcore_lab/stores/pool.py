@@ -179,7 +179,9 @@ def explained(error: Exception) -> str:
     if isinstance(error, ValueError | asyncpg.ClientConfigurationError):
         return "the DSN cannot be read (expected postgresql://user:password@host:port/database)"
     if isinstance(error, OSError):
-        return f"no PostgreSQL server answers: {error.strerror or _first_line(error)} (is it running, and the port right?)"
+        return (
+            f"no PostgreSQL server answers: {error.strerror or _first_line(error)} (is it running, and the port right?)"
+        )
     return f"PostgreSQL refused the connection: {_first_line(error)}"
 
 

@@ -289,5 +289,3 @@ async def drop(dsn: str, schema: str, timeout_s: float) -> None:
         await connection.execute(f'DROP SCHEMA IF EXISTS "{schema}" CASCADE')
     finally:
         await connection.close()
-
-

@@ -59,7 +59,7 @@ class PoolSettings(Struct, frozen=True, kw_only=True):
     application_name: str = "eventcore_lab"
 
     def __post_init__(self) -> None:
-        if not 0 < self.max_connections:
+        if not self.max_connections > 0:
             raise ValueError(f"max_connections must be at least 1, not {self.max_connections}")
         if not 0 <= self.min_connections <= self.max_connections:
             raise ValueError(f"min_connections must be 0 to {self.max_connections}, not {self.min_connections}")

@@ -72,8 +72,8 @@ class PostgresDriver:
                 Address("postgres", dsn, schema),
                 _durability({**facts, "synchronous_commit": self._synchronous_commit}),
                 f"PostgreSQL {facts['server_version']}",
-                {f"postgres.{k}": v for k, v in facts.items()},
-                pids if pids is not list else lambda: _family(postmaster_pid),
+                facts={f"postgres.{k}": v for k, v in facts.items()},
+                server_pids=pids if pids is not list else lambda: _family(postmaster_pid),
             )
         finally:
             await postgres.drop(dsn, schema, CONNECT_TIMEOUT_S)

@@ -1,0 +1,156 @@
+"""The command line. Every command is one call into the library; this file only parses, prints and picks the exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from eventcore_lab.schema import ExitCode, data_folder
+from eventcore_lab.spec import UsageError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Measure an event store: how fast it is, how far it goes, what holds it back, and whether it was still correct.
+
+    Exit codes: 0 the targets are met (or the command did its work) · 1 a target is missed · 2 wrong usage · 3 inconclusive ·
+    4 the run itself broke · 5 an invariant was violated · 130 interrupted.""",
+)
+
+NotebookName = Annotated[
+    str, typer.Argument(help="Which notebook: its name, its number, or a path.", show_default=False)
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("-p", "--set", metavar="NAME=VALUE", help="Set a parameter of the notebook; may be repeated."),
+]
+Out = Annotated[Path | None, typer.Option(help="Folder for the reports.", show_default="reports")]
+LabFile = Annotated[Path | None, typer.Option("--lab", help="The results file.", show_default="data/lab.duckdb")]
+
+
+@app.command()
+def run(notebook: NotebookName, parameters: Set = None, out: Out = None, lab: LabFile = None) -> None:
+    """Run a notebook with parameters and write its report; the exit code is the verdict's.
+
+    [dim]eventcore-lab run 00-store-benchmark -p store=postgres -p duration_s=5[/dim]
+
+    [dim]LAB_DSN=postgresql://me:secret@db/bench eventcore-lab run 00 -p store=env:LAB_DSN[/dim]
+    """
+    from eventcore_lab.batch import run_notebook
+
+    raise typer.Exit(
+        int(run_notebook(notebook, _project("notebooks"), parameters or [], out or _project("reports"), lab))
+    )
+
+
+@app.command("list")
+def list_() -> None:
+    """What there is: notebooks with their parameters, stores, workloads, pacers, targets."""
+    from eventcore_lab.batch import catalogue
+
+    print(catalogue(_project("notebooks")))
+
+
+@app.command()
+def runs(
+    lab: LabFile = None, limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 20
+) -> None:
+    """The newest runs of the Lab, a line each."""
+    from eventcore_lab.batch import listing
+    from eventcore_lab.lab.database import Lab
+
+    print(listing(Lab(lab), limit))
+
+
+@app.command()
+def report(
+    run_id: Annotated[str, typer.Argument(help="A run's id, or the beginning of one.", show_default=False)] = "",
+    targets: Annotated[str, typer.Option(help="Hold it to these: a preset or a TOML file.")] = "production",
+    out: Out = None,
+    lab: LabFile = None,
+) -> None:
+    """One run in figures, held to targets (the exit code is the verdict's); without a run, rebuild the index of reports."""
+    from eventcore_lab.batch import describe
+    from eventcore_lab.lab.database import Lab
+    from eventcore_lab.reports import rewrite_index
+
+    if not run_id:
+        print(rewrite_index(out or _project("reports")))
+        return
+    text, code = describe(Lab(lab), run_id, targets)
+    print(text)
+    raise typer.Exit(int(code))
+
+
+@app.command()
+def doctor(
+    directory: Annotated[
+        Path | None, typer.Argument(help="Examine the disk of this folder.", show_default="data")
+    ] = None,
+    quick: Annotated[bool, typer.Option(help="Shorter, rougher measurements.")] = False,
+) -> None:
+    """Is this machine fit to measure? Cores, load, frequency scaling, timers, the disk's fsync cost, versions."""
+    import uvloop
+
+    from eventcore_lab.machine import as_table, examine
+
+    folder = directory or data_folder()
+    if directory is None:
+        folder.mkdir(parents=True, exist_ok=True)
+    print(as_table(examine(folder, quick, uvloop.new_event_loop)))
+
+
+def _project(name: str) -> Path:
+    """`notebooks` or `reports` of the project that the data folder belongs to."""
+    beside = data_folder().resolve().parent / name
+    return beside if beside.is_dir() or name == "reports" else Path(__file__).resolve().parent.parent / name
+
+
+def main() -> None:
+    """Entry point: whatever goes wrong is one line on standard error and a documented exit code."""
+    sys.exit(int(_guarded(lambda: app(standalone_mode=False))))
+
+
+def _guarded(work: Callable[[], Any]) -> ExitCode | int:
+    from eventcore_lab.lab.database import UnknownRun
+
+    try:
+        return work() or ExitCode.PASS
+    except (UsageError, UnknownRun) as error:
+        return _said(str(error), ExitCode.USAGE)
+    except (KeyboardInterrupt, typer.Abort):
+        return _said("interrupted; what was measured so far is kept", ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output went away, as `head` does
+        return ExitCode.PASS
+    except Exception as error:
+        if hasattr(error, "format_message"):  # of the parser, whose module typer keeps private
+            return _said(f"{error.format_message()} (see: {_command_path(error)} --help)", ExitCode.USAGE)
+        if not _is_expected(error):
+            raise
+        return _said(str(error), ExitCode.BROKEN)
+
+
+def _is_expected(error: Exception) -> bool:
+    from eventcore_lab.events import StoreError
+    from eventcore_lab.experiment import RunBroken
+    from eventcore_lab.lab.database import LabError
+
+    return isinstance(error, StoreError | RunBroken | LabError | OSError)
+
+
+def _command_path(error: Any) -> str:
+    context = getattr(error, "ctx", None)
+    return context.command_path if context is not None else "eventcore-lab"
+
+
+def _said(text: str, code: ExitCode) -> ExitCode:
+    print(f"eventcore-lab: {text}", file=sys.stderr)
+    return code

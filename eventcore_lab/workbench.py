@@ -1,0 +1,132 @@
+"""The two halves joined: run experiments, take them into the Lab, hold them to targets, conclude."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from eventcore_lab.events import StoreError
+from eventcore_lab.experiment import Experiment, RunBroken, measure
+from eventcore_lab.lab.database import Lab
+from eventcore_lab.lab.measures import Run
+from eventcore_lab.lab.targets import Verdict
+from eventcore_lab.progress import Progress, chosen
+
+REPORT_VARIABLE = "EVENTCORE_LAB_REPORT"
+"""Names the folder of the report this process is making; `conclude` leaves its verdict there."""
+CONCLUSION_FILE = "conclusion.json"
+EXPERIMENTS_MAX = 1000
+
+
+def run(experiment: Experiment, lab: Lab | None = None, progress: Progress | None = None) -> Run:
+    """Measure one experiment and take it into `lab` (the project's own by default), whatever becomes of it.
+
+    Raises LabError before anything is measured if the results could not be kept, StoreUnreachable or RunBroken if the run
+    failed (it is in the Lab as `broken`), KeyboardInterrupt after Ctrl-C (it is in the Lab as `interrupted`).
+    """
+    lab = lab or Lab()
+    lab.check()
+    try:
+        measured = measure(experiment, lab.spool, progress or chosen())
+    except (StoreError, RunBroken):
+        lab.recover()
+        raise
+    lab.ingest(measured.folder)
+    if measured.status == "interrupted":
+        raise KeyboardInterrupt
+    return Run(lab, measured.run_id)
+
+
+def vary(base: Experiment, **values: Any) -> list[Experiment]:
+    """`base` with every combination of the listed values; a value that is no list stands for itself.
+
+    `vary(base, pacer=["saturate:concurrency=1", "saturate:concurrency=10"])` gives two experiments, in this order.
+    """
+    lists = [value if isinstance(value, list | tuple) else [value] for value in values.values()]
+    combinations = [dict(zip(values, combination, strict=True)) for combination in itertools.product(*lists)]
+    if len(combinations) > EXPERIMENTS_MAX:
+        raise ValueError(f"{len(combinations)} experiments; at most {EXPERIMENTS_MAX} at once")
+    return [msgspec.structs.replace(base, **combination) for combination in combinations]
+
+
+def run_each(
+    experiments: Iterable[Experiment], lab: Lab | None = None, *, trials: int = 1, progress: Progress | None = None
+) -> list[Run]:
+    """Run all experiments, `trials` times over. Each round has an order of its own, drawn from the first one's seed, so
+    that what drifts meanwhile (a disk that fills, a busy neighbour) falls on all alike. Gives the runs in the order of
+    the experiments, trial by trial. A line per run is printed."""
+    listed = list(experiments)
+    rng = random.Random(listed[0].seed if listed else 0)
+    runs: dict[tuple[int, int], Run] = {}
+    for trial in range(trials):
+        for i in rng.sample(range(len(listed)), len(listed)):
+            runs[trial, i] = run(msgspec.structs.replace(listed[i], trial=trial), lab, progress)
+            print(summary_line(runs[trial, i]), flush=True)
+    return [runs[key] for key in sorted(runs)]
+
+
+def best(runs: Sequence[Run], figure: str) -> Run:
+    """The run with the highest `figure`."""
+    if not runs:
+        raise ValueError("best of no runs")
+    return max(runs, key=lambda r: -math.inf if math.isnan(v := r.figure(figure).estimate.value) else v)
+
+
+def summary_line(run: Run) -> str:
+    """What one run came to, in one line."""
+    figures, row = run.figures, run.row
+    unwell = {name: n for name, n in run.outcomes.items() if name not in ("ok", "running")}
+    parts = [
+        f"{row['store']} · {row['workload']} · {row['pacer']}",
+        f"{figures['commands_per_second'].estimate.value:,.0f} operations/s",
+        f"{figures['events_per_second'].estimate.value:,.0f} events/s",
+        f"p50 {figures['p50'].estimate.value:.2f} ms, p99 {figures['p99'].estimate.value:.2f} ms",
+        *(f"{n:,} {name}" for name, n in unwell.items()),
+    ]
+    violated = run.invariants.filter(run.invariants["status"] == "violated")["name"].to_list()
+    return "  ".join(parts) + (f"  VIOLATED: {', '.join(violated)}" if violated else "")
+
+
+def conclude(verdict: Verdict, lab: Lab | None = None) -> Verdict:
+    """Keep a verdict: in the Lab, and where a report is being made, as the conclusion that decides its exit code."""
+    (lab or Lab()).add_verdicts(
+        [
+            {
+                "run_id": j.run_id,
+                "name": f"{verdict.title}: {j.name}",
+                "unit": j.unit,
+                "limit_text": j.limit,
+                "measured": _finite(j.measured),
+                "low": _finite(j.low),
+                "high": _finite(j.high),
+                "status": j.status,
+                "reason": j.reason,
+            }
+            for j in verdict.targets
+        ]
+    )
+    if folder := os.environ.get(REPORT_VARIABLE):
+        content = {
+            "status": verdict.status,
+            "exit_code": int(verdict.exit_code),
+            "title": verdict.title,
+            "answer": verdict.answer,
+            "rows": [
+                {"name": j.name, "limit": j.limit, "measured": j.shown, "status": j.status, "reason": j.reason}
+                for j in verdict.judgements
+            ],
+        }
+        Path(folder, CONCLUSION_FILE).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+    return verdict
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
