@@ -130,15 +130,18 @@ def measure(experiment: Experiment, spool: Path, progress: Progress | None = Non
     asked_to_stop = threading.Event()
     run = _Run(experiment, spool, progress or Quiet(), asked_to_stop)
     result: list[Measured | BaseException] = []
-    thread = threading.Thread(target=lambda: result.append(_outcome(run)), name="experiment")
+    # Not `thread.join` and `is_alive`: interrupted by a signal, they may take a running thread for one that has ended.
+    is_over = threading.Event()
+    thread = threading.Thread(target=lambda: (result.append(_outcome(run)), is_over.set()), name="experiment")
     thread.start()
-    while thread.is_alive():
+    while not is_over.is_set():
         try:
-            thread.join(0.2)
+            is_over.wait(0.2)
         except KeyboardInterrupt:
             if asked_to_stop.is_set():
                 run.abandon()
             asked_to_stop.set()
+    thread.join()
     if isinstance(result[0], BaseException):
         raise result[0]
     return result[0]
@@ -222,7 +225,7 @@ class _Run:
         self.progress.ended(status, reason)
 
     def _note_environment(self, place: Place) -> None:
-        facts = {**environment(), **place.facts}
+        facts = {**environment(self.folder), **place.facts}
         self.row["environment_id"] = environment_id(facts)
         self.row["durability"], self.row["server"] = place.durability, place.server
         self.row["keeps_events"] = place.keeps_events

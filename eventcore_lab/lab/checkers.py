@@ -130,6 +130,13 @@ def check(writes: Sequence[Path], stored: Path | None, keeps_events: bool) -> li
         reason = "the store was not read back"
     if reason:
         return [Finding(checker.name, "not tested", 0, 0, reason) for checker in CHECKERS]
+    try:
+        return _found_by_all(writes, stored)
+    except duckdb.Error as error:  # the evidence cannot be read
+        return [Finding(checker.name, "broken", 0, 0, str(error).partition("\n")[0]) for checker in CHECKERS]
+
+
+def _found_by_all(writes: Sequence[Path], stored: Path | None) -> list[Finding]:
     with duckdb.connect() as con:
         con.execute(f"CREATE TEMP VIEW writes AS SELECT * FROM read_parquet({_listed(writes)})")
         con.execute(f"CREATE TEMP VIEW stored AS SELECT * FROM read_parquet({_listed([stored] if stored else [])})")

@@ -95,7 +95,7 @@ class Stop:
                 os.killpg(self._kernel.pid, number)  # jupyter_client makes the kernel the leader of a session
 
     def _finish_or_kill(self) -> None:
-        """One SIGINT to a cell that has run for a moment: at a cell's first or last instant the kernel's reply gets lost."""
+        """One SIGINT, to a cell that has run for a moment: sent as it began, 9 of 40 replies of the kernel never came."""
         what = "stopping at the timeout" if self.reason == "timeout" else "interrupted"
         again = "" if self.reason == "timeout" else "; Ctrl-C again kills it"
         self._progress(f"{what}: the running cell has {self._grace_s:g} s to finish{again}")

@@ -124,8 +124,11 @@ async def open_store(spec: str, pool: PoolSettings | None = None) -> AsyncIterat
 
 
 async def stream_all(store: Store, after: Position = 0, page: int = 1000) -> AsyncIterator[StoredEvent]:
-    """Everything behind `after` in position order, `page` events in memory at a time."""
+    """Everything behind `after` in position order, `page` events in memory at a time. Raises StoreError when a page ends
+    where it began, which would be read for ever."""
     while events := await store.read_all(after, page):
+        if events[-1].position <= after:
+            raise StoreError(f"read_all gave position {events[-1].position} as the last behind {after}")
         for event in events:
             yield event
         after = events[-1].position
