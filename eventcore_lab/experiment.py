@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from eventcore_lab.clock import NS_PER_S, now_ns
+from eventcore_lab.clock import NS_PER_S, now_ns, sleep_s
 from eventcore_lab.companions.probes import resources
 from eventcore_lab.companions.series import Series
 from eventcore_lab.events import StoreError
@@ -40,6 +40,7 @@ CLOSED_LOOP_RATE_MAX = 200_000
 """Operations per second that a closed loop's recorder makes room for; the file is sparse, so room costs nothing."""
 CAPACITY_MAX = 50_000_000
 START_DELAY_NS = 100_000_000
+LOOK_EVERY_S = 0.25
 LIMITS: dict[str, tuple[float, float]] = {
     "duration_s": (0.05, 86_400),
     "warmup_s": (0, 3_600),
@@ -303,7 +304,7 @@ class _Run:
     async def _watch(self, worker: Worker, watcher: Watcher, tally: Tally) -> None:
         is_told = False
         while True:
-            await asyncio.sleep(0.25)
+            await sleep_s(LOOK_EVERY_S)
             if self.asked.is_set() and not is_told:
                 is_told = True
                 await worker.say("stop")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import json
 import os
 import shutil
@@ -122,7 +121,7 @@ class Child:
 
     def __exit__(self, *_: object) -> None:
         with suppress(ProcessLookupError):
-            self.process.kill()
+            os.killpg(self.process.pid, signal.SIGKILL)  # with what it forked, which holds its output open
         self.process.communicate()
 
     def has_left_nothing(self) -> bool:
@@ -310,6 +309,14 @@ def test_nothing_is_left_when_the_program_is_killed(sent: signal.Signals) -> Non
         assert eventually(child.has_left_nothing)
 
 
+def test_a_watchdog_that_is_told_to_end_keeps_watching() -> None:
+    with Child(WAIT) as child:
+        for sent in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT):
+            os.kill(child.facts["watchdog"], sent)
+        child.process.kill()
+        assert eventually(child.has_left_nothing)
+
+
 def test_nothing_is_left_when_program_and_server_are_killed() -> None:
     with Child(WAIT) as child:
         os.kill(child.facts["pids"][0], signal.SIGKILL)
@@ -331,6 +338,7 @@ def test_nothing_is_left_when_the_program_is_killed_while_starting(place: Path) 
 def test_ctrl_c_reaches_the_server_only_through_us() -> None:
     then = """
 try:
+    print("in the foreground", flush=True)
     sys.stdin.readline()
 except KeyboardInterrupt:
     binaries = embedded.wheel_binaries()
@@ -339,6 +347,7 @@ except KeyboardInterrupt:
     raise
 """
     with Child(then) as child:
+        assert child.process.stdout and child.process.stdout.readline() == "in the foreground\n"
         os.killpg(child.process.pid, signal.SIGINT)
         out, _ = child.process.communicate(timeout=DEADLINE_S)
         assert out.strip() == "alive"
@@ -349,8 +358,11 @@ def test_a_forked_child_neither_ends_the_server_nor_hides_the_parents_death() ->
     then = """
 child = os.fork()
 if child == 0:
-    server.stop()
-    print(server.dsn, flush=True)
+    try:
+        server.stop()
+        print(server.dsn, flush=True)
+    except BaseException as error:
+        print(error, flush=True)
     signal.pause()
 sys.stdin.readline()
 """
@@ -361,13 +373,10 @@ sys.stdin.readline()
             for each in psutil.Process(child.process.pid).children()
             if each.pid not in (child.facts["watchdog"], child.facts["pids"][0])
         ]
-        try:
-            assert not is_gone(child.facts["pids"][0]) and Path(child.facts["root"]).exists()
-            os.kill(child.process.pid, signal.SIGKILL)
-            assert eventually(child.has_left_nothing)
-            assert not is_gone(forked)
-        finally:
-            os.kill(forked, signal.SIGKILL)
+        assert not is_gone(child.facts["pids"][0]) and Path(child.facts["root"]).exists()
+        os.kill(child.process.pid, signal.SIGKILL)
+        assert eventually(child.has_left_nothing)
+        assert not is_gone(forked)
 
 
 def test_the_next_start_sweeps_what_was_left_and_nothing_else() -> None:
@@ -388,8 +397,7 @@ def test_the_next_start_sweeps_what_was_left_and_nothing_else() -> None:
 def test_a_number_that_is_somebody_elses_now_is_left_alone(place: Path) -> None:
     """A stale directory names a process and a memory segment that are not a server of ours any more."""
     account = server_account()
-    libc = ctypes.CDLL(None, use_errno=True)
-    segment = libc.shmget(0, 57, 0o1600)
+    segment = binaries.run(account, ["ipcmk", "-M", "57"]).split()[-1]
     stranger = subprocess.Popen(["sleep", "600"], cwd="/", **account.options())
     try:
         stale, lock = directories.make_directory(account, [place])
@@ -400,11 +408,11 @@ def test_a_number_that_is_somebody_elses_now_is_left_alone(place: Path) -> None:
         shutil.chown(stale / "data", account.uid, account.gid)
         directories.sweep(account, [place])
         assert not stale.exists()
-        assert stranger.poll() is None and str(segment) in segments()
+        assert stranger.poll() is None and segment in segments()
     finally:
         stranger.kill()
         stranger.wait()
-        libc.shmctl(segment, 0, None)
+        binaries.run(account, ["ipcrm", "-m", segment])
 
 
 # --- one for the whole process ---

@@ -20,11 +20,11 @@ from eventcore_lab.events import StoreUnreachable
 from eventcore_lab.experiment import Experiment, RunBroken, measure
 from eventcore_lab.lab.database import Lab
 from eventcore_lab.lab.measures import Run
+from eventcore_lab.lab.targets import Targets, judge
 from eventcore_lab.progress import Quiet, Tally
 from eventcore_lab.schema import TABLES
 from eventcore_lab.spec import UsageError
 from eventcore_lab.workbench import best, conclude, run, run_each, summary_line, vary
-from eventcore_lab.lab.targets import Targets, judge
 
 QUICK: dict[str, Any] = {"store": "memory", "duration_s": 0.3, "warmup_s": 0.1}
 

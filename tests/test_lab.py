@@ -255,7 +255,9 @@ def test_a_run_without_samples_has_figures_without_values(lab: Lab) -> None:
 
 
 def test_a_late_generator_is_said(lab: Lab) -> None:
-    late = [[k, k * MS, k * MS + 20 * MS, k * MS + 20 * MS, 0, k * MS + 21 * MS, 0, packed(1, 1, 1, 1)] for k in range(900)]
+    late = [
+        [k, k * MS, k * MS + 20 * MS, k * MS + 20 * MS, 0, k * MS + 21 * MS, 0, packed(1, 1, 1, 1)] for k in range(900)
+    ]
     lab.ingest(spooled(lab, "r1", late))
     run = Run(lab, "r1")
     assert "sent its arrivals late" in run.generator_limits[0]
@@ -346,10 +348,19 @@ async def test_a_healthy_store_is_never_accused(tmp_path: Path) -> None:
         (WritesThenRefuses, "refused appends left nothing"),
         (lambda: Changes(lambda e: None if e.position == 3 else e), "acknowledged appends are there"),
         (lambda: Changes(lambda e: None if e.position == 3 else e), "versions are contiguous"),
-        (lambda: Changes(lambda e: replaced(e, data=b"{}") if e.position == 3 else e), "acknowledged appends are there"),
+        (
+            lambda: Changes(lambda e: replaced(e, data=b"{}") if e.position == 3 else e),
+            "acknowledged appends are there",
+        ),
         (lambda: Changes(lambda e: replaced(e, version=9) if e.position == 3 else e), "versions are contiguous"),
-        (lambda: Changes(lambda e: replaced(e, stream=StreamId("other")) if e.version == 1 else e), "versions are contiguous"),
-        (lambda: Changes(lambda e: replaced(e, id=NewEvent("T", b"").id) if e.position == 3 else e), "nothing else was stored"),
+        (
+            lambda: Changes(lambda e: replaced(e, stream=StreamId("other")) if e.version == 1 else e),
+            "versions are contiguous",
+        ),
+        (
+            lambda: Changes(lambda e: replaced(e, id=NewEvent("T", b"").id) if e.position == 3 else e),
+            "nothing else was stored",
+        ),
     ],
 )
 async def test_a_store_that_is_wrong_is_caught(store: Any, caught_by: str, tmp_path: Path) -> None:
@@ -410,7 +421,9 @@ def test_the_presets_have_every_figure_of_the_chapter() -> None:
     }
     names = ("commands_per_second", "events_per_second", "p50", "p95", "p99", "memory", "cpu")
     for targets in (Targets.production(), Targets.development()):
-        assert tuple((t.name, t.limit) for t in targets.thresholds) == tuple(zip(names, wanted[targets.name], strict=True))
+        assert tuple((t.name, t.limit) for t in targets.thresholds) == tuple(
+            zip(names, wanted[targets.name], strict=True)
+        )
         assert [t.is_max for t in targets.thresholds] == [False, False, True, True, True, True, True]
 
 

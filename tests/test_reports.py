@@ -23,7 +23,9 @@ from eventcore_lab import reports
 from eventcore_lab.reports import execution, page, passwords
 from eventcore_lab.spec import UsageError
 
-HOSTILE = "<img src=https://evil.example/x.png onerror=alert(1)> </script><b>bold</b> $x_1$ **md** `c`\nline2 שלום \u202eabc"
+HOSTILE = (
+    "<img src=https://evil.example/x.png onerror=alert(1)> </script><b>bold</b> $x_1$ **md** `c`\nline2 שלום \u202eabc"
+)
 CONCLUDE = "import json, os\njson.dump({}, open(os.environ['EVENTCORE_LAB_REPORT'] + '/conclusion.json', 'w'))"
 
 
@@ -84,7 +86,7 @@ def test_two_notebooks_of_one_number_are_ambiguous(folder: Path) -> None:
         reports.find_notebook("00", folder)
 
 
-PARAMETERS = '''P:import os
+PARAMETERS = """P:import os
 duration_s = 5.0  # how long, s
 store = "memory"  # what is measured
 trials = 3
@@ -99,7 +101,7 @@ where = (
     "here"  # not this
 )  # but this
 computed = os.getpid()
-'''
+"""
 
 
 @pytest.fixture
@@ -109,7 +111,19 @@ def typed(tmp_path: Path) -> Path:
 
 def test_parameters_are_the_literals_of_the_tagged_cell(typed: Path) -> None:
     found = {p.name: p for p in reports.declared_parameters(typed)}
-    assert list(found) == "duration_s store trials is_quick rates names limits table anything seed where".split()
+    assert list(found) == [
+        "duration_s",
+        "store",
+        "trials",
+        "is_quick",
+        "rates",
+        "names",
+        "limits",
+        "table",
+        "anything",
+        "seed",
+        "where",
+    ]
     assert (found["duration_s"].type, found["duration_s"].default) == ("float", 5.0)
     assert found["duration_s"].help == "how long, s"
     assert (found["where"].default, found["where"].help) == ("here", "but this")
@@ -168,7 +182,10 @@ def test_values_have_the_types_of_the_defaults(typed: Path, given: str, value: o
         (["trials"], "'trials' is not name=value"),
         (["=3"], "is not name=value"),
         (["trials=1", "trials=2"], "trials is given twice"),
-        (["duration=3"], r"unknown parameter 'duration'; did you mean duration_s\? \(known: duration_s=5.0, store='mem"),
+        (
+            ["duration=3"],
+            r"unknown parameter 'duration'; did you mean duration_s\? \(known: duration_s=5.0, store='mem",
+        ),
         (["computed=3"], "unknown parameter 'computed'"),
     ],
 )
@@ -323,7 +340,9 @@ def test_no_password_is_written_or_told(paper: tuple[reports.Report, Told, Path]
         assert "hunter2" not in path.read_text(encoding="utf-8"), path.name
 
 
-def test_the_page_is_one_small_document_with_title_verdict_and_alt_texts(paper: tuple[reports.Report, Told, Path]) -> None:
+def test_the_page_is_one_small_document_with_title_verdict_and_alt_texts(
+    paper: tuple[reports.Report, Told, Path],
+) -> None:
     html = text_of(paper[0])
     assert "<title>Does it hold &lt;i&gt;1000&lt;/i&gt; events per second?</title>" in html
     assert '<html lang="en">' in html
@@ -460,7 +479,9 @@ def test_a_failure_leaves_notebook_and_record(broken: reports.Report) -> None:
 
 
 def test_a_kernel_that_dies_is_told_and_not_waited_for(tmp_path: Path) -> None:
-    notebook = make(tmp_path / "dies.ipynb", "print('alive')", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    notebook = make(
+        tmp_path / "dies.ipynb", "print('alive')", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    )
     report = reports.execute(notebook, {}, tmp_path / "out", progress=lambda _: None)
     assert report.status == "failed"
     assert report.error
@@ -482,11 +503,17 @@ def test_a_kernel_that_cannot_start_is_told(tmp_path: Path) -> None:
 
 def test_a_timeout_lets_the_cell_finish_and_then_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(execution, "GRACE_S", 0.2)
-    cell = "import time\nwhile True:\n    try: time.sleep(0.05)\n    except KeyboardInterrupt: print('asked', flush=True)"
+    cell = (
+        "import time\nwhile True:\n    try: time.sleep(0.05)\n    except KeyboardInterrupt: print('asked', flush=True)"
+    )
     told = Told()
-    report = reports.execute(make(tmp_path / "a.ipynb", "1", cell), {}, tmp_path / "o", timeout_s=4, progress=told.append)
+    report = reports.execute(
+        make(tmp_path / "a.ipynb", "1", cell), {}, tmp_path / "o", timeout_s=4, progress=told.append
+    )
     assert report.status == "failed"
-    assert report.error == reports.CellError(2, "import time", "Timeout", "stopped in cell 2: the report took longer than 4 s")
+    assert report.error == reports.CellError(
+        2, "import time", "Timeout", "stopped in cell 2: the report took longer than 4 s"
+    )
     assert "asked" in told
     assert not processes_of(report.folder)
 
@@ -552,7 +579,9 @@ def processes_of(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("cell", [SYNCHRONOUS, ASYNCHRONOUS], ids=["synchronous", "asynchronous"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-def test_a_signal_lets_the_cell_drain_and_leaves_what_there_is(tmp_path: Path, cell: str, number: signal.Signals) -> None:
+def test_a_signal_lets_the_cell_drain_and_leaves_what_there_is(
+    tmp_path: Path, cell: str, number: signal.Signals
+) -> None:
     said, folder = run_and_signal(tmp_path, cell, ("running", number))
     assert "drained after" in said
     assert "status interrupted CellError(cell=2, source='import time" in said
@@ -666,7 +695,9 @@ def test_the_index_tolerates_broken_folders(tmp_path: Path, write_record: Callab
     (tmp_path / "broken" / "report.json").write_bytes(content.encode("utf-8", "surrogateescape"))
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")
-    write_record(title={"odd": 1}, conclusion={"status": []}, started=7, seconds="x", parameters=3, changed=[[]], error=1)
+    write_record(
+        title={"odd": 1}, conclusion={"status": []}, started=7, seconds="x", parameters=3, changed=[[]], error=1
+    )
     html = reports.rewrite_index(tmp_path).read_text()
     assert ">good</a>" in html
     assert "Unreadable" in html

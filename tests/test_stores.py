@@ -94,7 +94,9 @@ async def test_a_stream_that_does_not_exist_is_empty(store: Store) -> None:
     assert (found.version, found.events) == (0, ())
 
 
-@pytest.mark.parametrize(("start", "limit", "versions"), [(1, 2, [1, 2]), (3, None, [3, 4, 5]), (5, 9, [5]), (6, 1, [])])
+@pytest.mark.parametrize(
+    ("start", "limit", "versions"), [(1, 2, [1, 2]), (3, None, [3, 4, 5]), (5, 9, [5]), (6, 1, [])]
+)
 async def test_a_page_tells_the_version_of_the_stream_not_of_the_page(
     store: Store, start: int, limit: int | None, versions: Sequence[int]
 ) -> None:
@@ -106,7 +108,14 @@ async def test_a_page_tells_the_version_of_the_stream_not_of_the_page(
 async def test_independent_appends_have_each_their_own_result(store: Store) -> None:
     await store.append(write(B))
     results = await store.append_many(
-        [write(A, ABSENT), write(B, ABSENT), write(C, ABSENT, 3), write(A, 1), [*write(A, 2), *write(C, 3)], write(C, 9)]
+        [
+            write(A, ABSENT),
+            write(B, ABSENT),
+            write(C, ABSENT, 3),
+            write(A, 1),
+            [*write(A, 2), *write(C, 3)],
+            write(C, 9),
+        ]
     )
     kinds = [r.versions if isinstance(r, AppendResult) else type(r) for r in results]
     assert kinds == [(1,), VersionConflict, (3,), (2,), (3, 4), VersionConflict]

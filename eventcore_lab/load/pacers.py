@@ -37,7 +37,7 @@ pacers: Registry[Pacer] = Registry("pacer")
 class Saturate(Struct, frozen=True):
     callers: int
 
-    def schedule(self, duration_ns: int, rng: np.random.Generator) -> Schedule:  # noqa: ARG002
+    def schedule(self, duration_ns: int, rng: np.random.Generator) -> Schedule:
         return np.empty(0, np.int64)
 
 
@@ -45,7 +45,7 @@ class Constant(Struct, frozen=True):
     rate: float
     callers: int = 0
 
-    def schedule(self, duration_ns: int, rng: np.random.Generator) -> Schedule:  # noqa: ARG002
+    def schedule(self, duration_ns: int, rng: np.random.Generator) -> Schedule:
         count = _bounded(self.rate * duration_ns / NS_PER_S)
         due = (np.arange(count) * (NS_PER_S / self.rate)).astype(np.int64)
         return due[due < duration_ns]

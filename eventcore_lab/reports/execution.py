@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+from eventcore_lab.clock import NS_PER_S, now_ns
 from eventcore_lab.reports import parameters as parameters_
 from eventcore_lab.reports.index import rewrite_index
 from eventcore_lab.reports.notebooks import parameters_cell, read_json, source_of, title_of, write_atomically
@@ -78,7 +78,7 @@ def execute(
     parameters_.check_values(parameters, declared)
     defaults = {parameter.name: parameter.default for parameter in declared}
     started = datetime.now(UTC)
-    began = time.monotonic()
+    began = now_ns()
     paper = Paper(
         folder=_new_folder(out, started, name or notebook.stem),
         stem=notebook.stem,
@@ -115,7 +115,7 @@ def _execute(
     notebook: Path,
     given: dict[str, object],
     paper: Paper,
-    began: float,
+    began: int,
     timeout_s: float,
     progress: Callable[[str], None],
     environment: Mapping[str, str],
@@ -155,7 +155,7 @@ def _outcome(run: Run, timeout_s: float) -> tuple[Status, CellError | None]:
     return "failed", CellError(number, line, "Timeout", message)
 
 
-def _written(run: Run, paper: Paper, status: Status, error: CellError | None, began: float) -> Report:
+def _written(run: Run, paper: Paper, status: Status, error: CellError | None, began: int) -> Report:
     """The executed notebook, the page, the record and the index, in this order: each is there if the next one fails."""
     from eventcore_lab.reports.page import render
 
@@ -168,7 +168,7 @@ def _written(run: Run, paper: Paper, status: Status, error: CellError | None, be
             "notebook": executed.name,
             "status": status,
             "started": paper.started.isoformat(timespec="seconds"),
-            "seconds": round(time.monotonic() - began, 1),
+            "seconds": round((now_ns() - began) / NS_PER_S, 1),
             "parameters": paper.parameters,
             "changed": paper.changed,
             "conclusion": conclusion,
@@ -181,7 +181,7 @@ def _written(run: Run, paper: Paper, status: Status, error: CellError | None, be
         rewrite_index(paper.folder.parent)
     except OSError as problem:
         raise _folder_error(paper.folder, problem) from None
-    seconds = time.monotonic() - began
+    seconds = (now_ns() - began) / NS_PER_S
     return Report(paper.folder, executed, html, conclusion, error, seconds, status)
 
 

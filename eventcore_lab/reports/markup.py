@@ -104,5 +104,5 @@ def last_sentence(html: str) -> str:
     """What the last paragraph or heading of `html` says first: the sentence that a figure below it stands for."""
     paragraphs = BeautifulSoup(html, "html.parser").find_all(["p", "h1", "h2", "h3", "h4", "li"])
     text = " ".join(paragraphs[-1].get_text().split()) if paragraphs else ""
-    sentence = re.split(r"(?<=[.!?:])\s", text, maxsplit=1)[0].rstrip(":")
+    sentence = re.split(r"(?<=[.!?])\s", text, maxsplit=1)[0].rstrip(":")
     return sentence if len(sentence) <= 250 else sentence[:249] + "…"

@@ -208,10 +208,8 @@ def _figure(kind: str, content: str, metadata: Mapping[str, Any], sentence: str)
 
 def value_text(value: object, characters_max: int = 400) -> str:
     """The value of a parameter on one line: simple words as they are, everything else as JSON."""
-    if isinstance(value, str) and _SIMPLE.fullmatch(value):
-        text = value
-    else:
-        text = json.dumps(value, ensure_ascii=False, default=str)
+    is_simple = isinstance(value, str) and _SIMPLE.fullmatch(value)
+    text = str(value) if is_simple else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= characters_max else f"{text[:characters_max]}… ({len(text)} characters)"
 
 

@@ -102,7 +102,7 @@ class Null:
         self,
         stream: StreamId,
         from_version: int = 1,
-        limit: int | None = None,  # noqa: ARG002
+        limit: int | None = None,
     ) -> StreamSlice:
         return StreamSlice(stream, 0)
 
@@ -111,11 +111,11 @@ class Null:
 
     async def read_all(
         self,
-        after: Position = 0,  # noqa: ARG002
-        limit: int = 1000,  # noqa: ARG002
+        after: Position = 0,
+        limit: int = 1000,
         *,
-        prefix: str = "",  # noqa: ARG002
-        types: Sequence[str] = (),  # noqa: ARG002
+        prefix: str = "",
+        types: Sequence[str] = (),
     ) -> list[StoredEvent]:
         return []
 
@@ -135,7 +135,7 @@ class _InProcess:
     async def provision(self) -> AsyncIterator[Place]:
         yield Place(Address(self._name), self._durability, keeps_events=self._make is not Null)
 
-    async def connect(self, address: Address, pool: PoolSettings) -> Store:  # noqa: ARG002
+    async def connect(self, address: Address, pool: PoolSettings) -> Store:
         return self._make()
 
 

@@ -1,0 +1,5 @@
+"""`python -m eventcore_lab` is the command line."""
+
+from eventcore_lab.cli import main
+
+main()
