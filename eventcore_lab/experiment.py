@@ -274,8 +274,8 @@ class _Run:
         sources: dict[str, Callable[[], list[int]]] = {"loader": lambda: [worker.pid], "server": place.server_pids}
         if not place.server_pids():
             del sources["server"]
+        series.start_ns = now_ns() + START_DELAY_NS
         async with resources(series, sources):
-            series.start_ns = now_ns() + START_DELAY_NS
             await worker.say("go", series.start_ns)
             series.mark("load begins", e.workload, series.start_ns)
             async with self._watching(worker):
