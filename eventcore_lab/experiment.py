@@ -133,7 +133,12 @@ def measure(experiment: Experiment, spool: Path, progress: Progress | None = Non
     result: list[Measured | BaseException] = []
     # Not `thread.join` and `is_alive`: interrupted by a signal, they may take a running thread for one that has ended.
     is_over = threading.Event()
-    thread = threading.Thread(target=lambda: (result.append(_outcome(run)), is_over.set()), name="experiment")
+
+    def work() -> None:
+        result.append(_outcome(run))
+        is_over.set()
+
+    thread = threading.Thread(target=work, name="experiment")
     thread.start()
     while not is_over.is_set():
         try:

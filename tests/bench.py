@@ -168,13 +168,17 @@ def load_null() -> Figure:
     ratios, rates = [], []
     with _lab() as lab:
         for _ in range(TRIALS):
-            e = Experiment(store="null", workload="write_events", pacer="saturate:concurrency=1", duration_s=1, warmup_s=0.2)
+            e = Experiment(
+                store="null", workload="write_events", pacer="saturate:concurrency=1", duration_s=1, warmup_s=0.2
+            )
             ours = Run(lab, lab.ingest(measure(e, lab.spool).folder)).figure("commands_per_second").estimate.value
             bare = asyncio.run(_bare_rate())
             ratios.append(ours / bare)
             rates.append(ours)
     notes = {"ours/s": statistics.median(rates)}
-    return Figure("load.null", "driving the null store, to a bare loop preparing and awaiting the same", 0.5, ratios, notes)
+    return Figure(
+        "load.null", "driving the null store, to a bare loop preparing and awaiting the same", 0.5, ratios, notes
+    )
 
 
 async def _bare_rate(n: int = 50_000) -> float:
