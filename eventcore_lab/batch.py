@@ -74,7 +74,7 @@ def _told(report: Report, recovered: Sequence[str]) -> ExitCode:
     if report.html is not None:
         print(f"report: {_short(report.html)}")
     if report.status == "interrupted":
-        raise KeyboardInterrupt
+        return ExitCode.INTERRUPTED
     if report.error is not None:
         where = f"cell {report.error.cell} of {report.notebook.name}"
         print(f"eventcore-lab: {report.error.message} ({report.error.name} in {where})", file=sys.stderr)

@@ -118,15 +118,19 @@ def main() -> None:
     sys.exit(int(_guarded(lambda: app(standalone_mode=False))))
 
 
+_INTERRUPTED = "interrupted; what was measured so far is kept"
+
+
 def _guarded(work: Callable[[], Any]) -> ExitCode | int:
     from eventcore_lab.lab.database import UnknownRun
 
     try:
-        return work() or ExitCode.PASS
+        code = work() or ExitCode.PASS
+        return code if code != ExitCode.INTERRUPTED else _said(_INTERRUPTED, ExitCode.INTERRUPTED)
     except (UsageError, UnknownRun) as error:
         return _said(str(error), ExitCode.USAGE)
     except (KeyboardInterrupt, typer.Abort):
-        return _said("interrupted; what was measured so far is kept", ExitCode.INTERRUPTED)
+        return _said(_INTERRUPTED, ExitCode.INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output went away, as `head` does
         return ExitCode.PASS

@@ -38,12 +38,12 @@ class Spec(Struct, frozen=True):
 
 
 _NAME = re.compile(r"[A-Za-z_][\w.-]*\Z")
-_DSN = re.compile(r"\s*(postgres|postgresql)://", re.IGNORECASE)
+_DSN = re.compile(r"\w://|\bpassword\s*=", re.IGNORECASE)
 
 
 def parse(text: str, kind: str = "spec") -> Spec:
     """`text` taken apart, or UsageError. A DSN is refused here, before any of it can be recorded or shown."""
-    if _DSN.match(text):
+    if _DSN.search(text):
         raise UsageError(
             f"{kind}: a DSN may hold a password and would be recorded; pass it by name: "
             f"export LAB_DSN='postgresql://…' and say env:LAB_DSN"

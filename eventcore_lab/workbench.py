@@ -83,12 +83,15 @@ def best(runs: Sequence[Run], figure: str) -> Run:
 def summary_line(run: Run) -> str:
     """What one run came to, in one line."""
     figures, row = run.figures, run.row
+    values = {name: f.estimate.value for name, f in figures.items()}
+    rates = [f"{values['commands_per_second']:,.0f} operations/s"]
+    if values["events_per_second"] != values["commands_per_second"]:
+        rates.append(f"{values['events_per_second']:,.0f} events/s")
     unwell = {name: n for name, n in run.outcomes.items() if name not in ("ok", "running")}
     parts = [
-        f"{row['store']} · {row['workload']} · {row['pacer']}",
-        f"{figures['commands_per_second'].estimate.value:,.0f} operations/s",
-        f"{figures['events_per_second'].estimate.value:,.0f} events/s",
-        f"p50 {figures['p50'].estimate.value:.2f} ms, p99 {figures['p99'].estimate.value:.2f} ms",
+        f"{row['store']}, {row['workload']}, {row['pacer']}:",
+        *rates,
+        f"p50 {values['p50']:.3g} ms, p99 {values['p99']:.3g} ms",
         *(f"{n:,} {name}" for name, n in unwell.items()),
     ]
     violated = run.invariants.filter(run.invariants["status"] == "violated")["name"].to_list()

@@ -20,8 +20,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-
 
 from eventcore_lab.clock import now_ns
 from eventcore_lab.experiment import Experiment, measure
@@ -135,8 +135,8 @@ def load_record() -> Figure:
     with tempfile.TemporaryDirectory() as folder:
         for trial in range(TRIALS):
             with Recorder(Path(folder) / f"{trial}.i64", n) as recorder:
-                recorded = _timed(lambda r=recorder: _record(r, n))
-            bare = _timed(lambda: _write_bare(n))
+                recorded = _timed(partial(_record, recorder, n))
+            bare = _timed(partial(_write_bare, n))
             ratios.append(bare / recorded)
             costs.append(recorded / n)
     notes = {"ns per sample": statistics.median(costs)}
@@ -157,7 +157,7 @@ def _write_bare(n: int) -> None:
     memory.close()
 
 
-def _timed(work: Callable[[], None]) -> float:
+def _timed(work: Callable[[], object]) -> float:
     began = now_ns()
     work()
     return float(now_ns() - began)
@@ -209,9 +209,9 @@ def lab_ingest() -> Figure:
             bare_rows = pa.table({f"c{i}": rows[:, i] for i in range(8)})
             with duckdb.connect(str(lab.path.with_name("bare.duckdb"))) as con:
                 con.register("bare_rows", bare_rows)
-                bare = _timed(lambda c=con: c.execute("CREATE TABLE t AS SELECT * FROM bare_rows"))  # type: ignore[misc]
+                bare = _timed(partial(con.execute, "CREATE TABLE t AS SELECT * FROM bare_rows"))
             before = lab.path.stat().st_size
-            ours = _timed(lambda: lab.ingest(folder))  # type: ignore[arg-type,return-value]
+            ours = _timed(lambda lab=lab, folder=folder: lab.ingest(folder))
             ratios.append(bare / ours)
             per_sample.append(ours / len(rows))
             size.append((lab.path.stat().st_size - before) / len(rows))

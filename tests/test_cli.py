@@ -75,7 +75,7 @@ def test_a_lab_that_is_no_database_is_said_before_anything_starts(
 def test_list_names_everything_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = said(capsys, "list")
     assert code == 0
-    for word in (NOTEBOOK, "duration_s=5.0", "memory", "postgres", "create_user", "poisson:rate", "production"):
+    for word in (NOTEBOOK, "duration_s=4.0", "memory", "postgres", "create_user", "poisson:rate", "production"):
         assert word in out
     assert max(map(len, out.splitlines())) < 160
 

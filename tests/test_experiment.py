@@ -93,7 +93,7 @@ def test_trials_are_interleaved_and_come_back_in_order(lab: Lab, capsys: pytest.
     assert len({r.row["experiment_id"] for r in runs}) == 2
     assert capsys.readouterr().out.count("operations/s") == 4
     assert best(runs, "commands_per_second") in runs
-    assert "memory · create_user" in summary_line(runs[0])
+    assert "memory, create_user" in summary_line(runs[0])
 
 
 def test_a_conclusion_is_kept_in_the_lab_and_given_to_the_report(

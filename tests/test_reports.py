@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +21,7 @@ import nbformat
 import pytest
 
 from eventcore_lab import reports
-from eventcore_lab.reports import execution, page, passwords
+from eventcore_lab.reports import execution, page, passwords, stop
 from eventcore_lab.spec import UsageError
 
 HOSTILE = (
@@ -323,8 +324,8 @@ def test_the_kernel_is_this_interpreter_in_the_notebook_s_folder(paper: tuple[re
 def test_what_cells_print_is_told_line_by_line(paper: tuple[reports.Report, Told, Path]) -> None:
     _, told, _ = paper
     assert [line for line in told if line.startswith("step")] == ["step 0", "step 1", "step 2"]
-    assert [line for line in told if line.startswith("cell 6/")][0].startswith("cell 6/8  for n in range(3)") is False
-    assert any(re.match(r"cell 7/8  ", line) for line in told)
+    began = next(at for at, line in enumerate(told) if line.startswith("cell 7/8  for n in range(3)"))
+    assert told[began + 1] == "step 0"
 
 
 def test_the_environment_of_the_caller_is_as_before(paper: tuple[reports.Report, Told, Path]) -> None:
@@ -478,11 +479,11 @@ def test_a_failure_leaves_notebook_and_record(broken: reports.Report) -> None:
     assert (record["status"], record["error"]["cell"], record["conclusion"]) == ("failed", 3, None)
 
 
-def test_a_kernel_that_dies_is_told_and_not_waited_for(tmp_path: Path) -> None:
-    notebook = make(
-        tmp_path / "dies.ipynb", "print('alive')", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-    )
+def test_a_kernel_that_dies_is_told_and_leaves_no_process(tmp_path: Path) -> None:
+    die = "import os, signal, subprocess\nsubprocess.Popen(['sleep', '1000'])\nos.kill(os.getpid(), signal.SIGKILL)"
+    notebook = make(tmp_path / "dies.ipynb", "print('alive')", die)
     report = reports.execute(notebook, {}, tmp_path / "out", progress=lambda _: None)
+    assert processes_of(report.folder) == []
     assert report.status == "failed"
     assert report.error
     assert report.error.message.startswith("the kernel died in cell 2 (killed by SIGKILL): out of memory?")
@@ -541,6 +542,8 @@ MAIN = """
     import sys
     from pathlib import Path
     from eventcore_lab import reports
+    from eventcore_lab.reports import execution
+    execution.GRACE_S = float(sys.argv[3])
     try:
         report = reports.execute(Path(sys.argv[1]), {}, Path(sys.argv[2]), progress=lambda line: print(line, flush=True))
         print("status", report.status, report.error, flush=True)
@@ -549,18 +552,23 @@ MAIN = """
 """
 
 
-def run_and_signal(tmp_path: Path, cell: str, *signals: tuple[str, signal.Signals]) -> tuple[str, Path]:
+def run_and_signal(
+    tmp_path: Path, cell: str, *signals: tuple[str, signal.Signals], grace_s: float = 20
+) -> tuple[str, Path]:
     """Executes a notebook of one long cell in a process of its own, which gets each signal after it has said a word."""
     notebook = make(tmp_path / "long.ipynb", "x = 1", textwrap.dedent(cell), "print('never')")
-    command = [sys.executable, "-c", textwrap.dedent(MAIN), str(notebook), str(tmp_path / "out")]
+    command = [sys.executable, "-c", textwrap.dedent(MAIN), str(notebook), str(tmp_path / "out"), str(grace_s)]
     said: list[str] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout
+        watchdog = threading.Timer(60, process.kill)
+        watchdog.start()
         waiting = list(signals)
         for line in process.stdout:
             said.append(line)
             if waiting and waiting[0][0] in line:
                 process.send_signal(waiting.pop(0)[1])
+        watchdog.cancel()
     (folder,) = (tmp_path / "out").glob("*-long")
     return "".join(said), folder
 
@@ -595,18 +603,42 @@ def test_a_signal_lets_the_cell_drain_and_leaves_what_there_is(
 
 
 def test_a_second_ctrl_c_kills_at_once_and_leaves_what_there_is(tmp_path: Path) -> None:
-    said, folder = run_and_signal(tmp_path, DEAF, ("running", signal.SIGINT), ("not yet", signal.SIGINT))
-    assert "interrupted: the running cell has 20 s to finish; Ctrl-C again kills it" in said
+    said, folder = run_and_signal(tmp_path, DEAF, ("running", signal.SIGINT), ("not yet", signal.SIGINT), grace_s=600)
+    assert "interrupted: the running cell has 600 s to finish; Ctrl-C again kills it" in said
     assert "status interrupted" in said
     assert "not yet" in (folder / "index.html").read_text()
     assert processes_of(folder) == []
 
 
-def test_ctrl_c_before_the_first_cell_leaves_a_report(tmp_path: Path) -> None:
+def test_ctrl_c_among_quick_cells_leaves_a_report(tmp_path: Path) -> None:
     said, folder = run_and_signal(tmp_path, "print('never')", ("cell 1/3", signal.SIGINT))
     assert "status interrupted" in said
     assert (folder / "index.html").exists()
     assert processes_of(folder) == []
+
+
+def test_a_cell_that_drains_and_returns_is_the_last_one(tmp_path: Path) -> None:
+    said, folder = run_and_signal(tmp_path, SYNCHRONOUS.replace("        raise", ""), ("running", signal.SIGINT))
+    assert "drained after KeyboardInterrupt" in said
+    assert "status interrupted" in said
+    assert "never\n" not in said
+    assert processes_of(folder) == []
+
+
+def test_a_stop_while_the_kernel_starts_leaves_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = stop.Stop.kernel_launched
+
+    def launched_and_stopped(self: stop.Stop, kernel: subprocess.Popen[bytes]) -> None:
+        launched(self, kernel)
+        self.ask("interrupted")
+
+    monkeypatch.setattr(stop.Stop, "kernel_launched", launched_and_stopped)
+    told = Told()
+    report = reports.execute(make(tmp_path / "a.ipynb", "print('never')"), {}, tmp_path / "out", progress=told.append)
+    assert report.status == "interrupted"
+    assert report.html
+    assert told == []
+    assert processes_of(report.folder) == []
 
 
 # ---- where it runs and where it writes
@@ -617,8 +649,11 @@ def test_it_runs_without_environment_home_and_kernelspecs(tmp_path: Path) -> Non
     spec.mkdir(parents=True)
     (spec / "kernel.json").write_text('{"argv": ["/bin/false"], "display_name": "wrong", "language": "python"}')
     notebook = make(tmp_path / "long.ipynb", "import matplotlib.pyplot as plt, sys\nprint('by', sys.executable)")
-    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(MAIN), str(notebook), str(tmp_path / "out")]
-    bare = {"HOME": "/proc/nowhere", "JUPYTER_PATH": str(tmp_path / "share")}
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(MAIN), str(notebook), str(tmp_path / "out"), "20"]
+    bare = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ} | {
+        "HOME": "/proc/nowhere",
+        "JUPYTER_PATH": str(tmp_path / "share"),
+    }
     done = subprocess.run(command, env=bare, capture_output=True, text=True, cwd="/", check=False)
     assert (done.stderr, done.returncode) == ("", 0)
     assert f"by {sys.executable}\nstatus complete None\n" in done.stdout

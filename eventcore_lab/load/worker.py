@@ -88,13 +88,12 @@ async def main() -> None:
     lines = Lines(reader)
     try:
         store = await stores.make(job.store).connect(job.address, job.pool)
-    except StoreError as error:
+        try:
+            await _work(job, store, lines)
+        finally:
+            await store.close()
+    except StoreError as error:  # not of an operation, which is recorded, but of connecting or reading back
         lines.say("broken", kind=type(error).__name__, message=str(error))
-        return
-    try:
-        await _work(job, store, lines)
-    finally:
-        await store.close()
 
 
 async def _work(job: Job, store: Store, lines: Lines) -> None:
