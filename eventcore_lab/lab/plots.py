@@ -219,13 +219,14 @@ def _mark_limit(axes: Axes, threshold: Threshold) -> None:
     x = _stretched(float(threshold.name[1:]) / 100)
     if x <= axes.get_xlim()[1]:
         axes.plot([x], [threshold.limit], marker="v", color=RED, ms=8, clip_on=False)
+        is_left = x < 0.3 * axes.get_xlim()[1]  # where a label before the mark would stand on the axis
         axes.annotate(
             f"{threshold.name} {threshold}",
             (x, threshold.limit),
-            (-7, 0),
+            (7 if is_left else -7, 0),
             textcoords="offset points",
             color=RED,
-            ha="right",
+            ha="left" if is_left else "right",
             va="center",
             fontsize=9,
         )
@@ -249,8 +250,8 @@ def over_time(run: Run, targets: Targets | None = None) -> Picture:
             if t.name == "p99" and t.limit < 30 * float(frame["worst"].max()):  # type: ignore[arg-type]
                 _limits(upper, [t])
         rate_over_time(frame, lower, "" if run.is_closed_loop else "offered")
-        for axes in (upper, lower):
-            _shade_warmup(axes, run)
+        _shade_warmup(upper, run)
+        _shade_warmup(lower, run, "")
         lower.set_xlabel("seconds since the load began")
         _mark_events(upper, run)
         _caption(picture, [run])
@@ -367,11 +368,11 @@ def _at_line(axes: Axes, y: float, text: str, colour: str) -> None:
                   color=colour, fontsize=9)  # fmt: skip
 
 
-def _shade_warmup(axes: Axes, run: Run) -> None:
+def _shade_warmup(axes: Axes, run: Run, text: str = "warm-up") -> None:
     if run.row["warmup_s"]:
         axes.axvspan(0, run.row["warmup_s"], color="#000000", alpha=0.07, lw=0)
         axes.annotate(
-            "warm-up",
+            text,
             (0, 0),
             (3, 4),
             xycoords=("data", "axes fraction"),
