@@ -247,7 +247,7 @@ def over_time(run: Run, targets: Targets | None = None) -> Picture:
         latency_over_time(frame, upper)
         upper.set_ylabel(f"{run.latency_word}, ms")
         for t in targets.thresholds if targets else ():
-            if t.name == "p99" and t.limit < 30 * float(frame["worst"].max()):  # type: ignore[arg-type]
+            if t.name == "p99" and t.limit < 30 * (frame.select(pl.col("worst").max()).item() or 0.0):
                 _limits(upper, [t])
         rate_over_time(frame, lower, "" if run.is_closed_loop else "offered")
         _shade_warmup(upper, run)
@@ -401,7 +401,7 @@ def _caption(picture: Figure, runs: Sequence[Run]) -> None:
     if runs:
         r = runs[0].row
         which = r["run_id"] if len(runs) == 1 else f"{len(runs)} runs"
-        text = f"{plain(r['store'])} · {str(r['durability'] or '').partition(' (')[0]} · {which}"
+        text = f"{plain(r['store'])} · {plain((r['durability'] or '').partition(' (')[0], 24)} · {which}"
         picture.supxlabel(text, x=0.99, ha="right", fontsize=8, color=GREY)
 
 

@@ -1,0 +1,91 @@
+"""Pictures draw what the runs say, also when that is little or strange."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import polars as pl
+import pytest
+from matplotlib.figure import Figure
+from test_lab import MS, sample, spooled
+
+from eventcore_lab.lab import plots
+from eventcore_lab.lab.database import Lab
+from eventcore_lab.lab.measures import Run
+from eventcore_lab.lab.targets import Targets
+from eventcore_lab.schema import Outcome
+
+
+def drawn(picture: plots.Picture) -> str:
+    """Every text of a picture, after it was drawn once: a warning (a missing glyph, a clipped layout) fails the test."""
+    data, metadata = picture._repr_mimebundle_()
+    assert data["image/png"].startswith(b"\x89PNG") and metadata["image/png"]["alt"]
+    return "\n".join(t.get_text() for t in picture.findobj(lambda a: hasattr(a, "get_text")))  # type: ignore[attr-defined]
+
+
+def everything(run: Run, targets: Targets) -> list[plots.Picture]:
+    return [
+        plots.throughput_by([run], "concurrency", "commands_per_second", targets, [run]),
+        plots.throughput_by([run], "batch", "events_per_second", targets),
+        plots.latency_percentiles([run, run], targets),
+        plots.over_time(run, targets),
+        plots.memory_over_time(run, targets),
+    ]
+
+
+def test_a_real_run_is_drawn_with_its_targets(open_run: Run, closed_run: Run) -> None:
+    for run in (open_run, closed_run):
+        texts = [drawn(picture) for picture in everything(run, Targets.production())]
+        assert "target" in texts[0] and "warm-up" in texts[3] and "MiB" in texts[4]
+        assert all(run.run_id in text or "runs" in text for text in texts)
+    assert "service time (closed loop), ms" in drawn(plots.over_time(closed_run))
+    assert "latency, ms" in drawn(plots.over_time(open_run))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [sample(0, 0, MS)],
+        [sample(k, k * MS, 0, Outcome.RUNNING) for k in range(30)],
+        [sample(k, k * MS, k * MS, Outcome.DROPPED) for k in range(30)],
+        [sample(k, k * MS, k * MS, Outcome.FAILED) for k in range(30)],
+    ],
+    ids=["none", "one", "running", "dropped", "failed"],
+)
+def test_a_run_with_little_to_show_is_drawn_all_the_same(lab: Lab, rows: list[list[int]]) -> None:
+    lab.ingest(spooled(lab, "r1", rows))
+    for picture in everything(Run(lab, "r1"), Targets.development()):
+        drawn(picture)
+
+
+def test_names_from_users_are_shown_as_they_are_and_cut(lab: Lab) -> None:
+    strange = "$x^2$ \n\t<b>\x1b[31m é مرحبا " + "w" * 10_000
+    lab.ingest(spooled(lab, "r1", [sample(k, k * MS, k * MS + 1) for k in range(50)], store="memory", durability=strange))
+    for picture in everything(Run(lab, "r1"), Targets.production()):
+        assert len(drawn(picture)) < 2000
+
+
+def test_throughput_is_drawn_where_it_was_measured() -> None:
+    axes = Figure().add_subplot()
+    rows = [(1, 100.0, 90.0, 110.0), (10, 500.0, math.nan, math.nan), (100, math.nan, math.nan, math.nan)]
+    frame = pl.DataFrame(rows, schema=["x", "value", "low", "high"], orient="row")
+    plots.throughput(frame, axes, "concurrency")
+    line: Any = axes.get_lines()[0]
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 10], [100, 500])
+    assert [t.get_text() for t in axes.texts] == ["100", "500"]
+
+
+def test_the_curve_ends_where_ten_samples_lie_beyond(lab: Lab) -> None:
+    lab.ingest(spooled(lab, "r1", [sample(k, 0, (k + 1) * MS) for k in range(1000)]))
+    frame = plots.percentile_curve(Run(lab, "r1"))
+    assert frame["p"][-1] == pytest.approx(0.99)
+    assert frame["ms"][-1] == 990
+
+
+def test_rates_over_time_do_not_overflow(lab: Lab) -> None:
+    lab.ingest(spooled(lab, "r1", [sample(k, k * MS, k * MS + 1) for k in range(1000)]))
+    frame = plots.binned(Run(lab, "r1"))
+    assert frame["offered"].mean() == pytest.approx(1000, rel=0.01)
+    assert frame["ok"].equals(frame["offered"])
