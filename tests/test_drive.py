@@ -132,7 +132,7 @@ class Rig:
     def crowd(self, service_ns: int) -> Perform:
         """As many servers as it takes."""
 
-        async def perform(k: int) -> int:
+        async def perform(_: int) -> int:
             await self.clock.sleep_until(self.clock.now_ns() + service_ns)
             return 1
 
@@ -157,7 +157,7 @@ def schedule(spec: str, duration_s: float, seed: int) -> list[int]:
 
 
 def test_a_steady_schedule_below_saturation_never_waits(rig: Rig) -> None:
-    rows = rig.drive(rig.server(lambda k: 9 * MS, acquired=True), due=schedule("constant:rate=100", 10, 1), total_s=10)
+    rows = rig.drive(rig.server(lambda _: 9 * MS, acquired=True), due=schedule("constant:rate=100", 10, 1), total_s=10)
     assert len(rows) == 1000
     assert (rows.offered_ns == rows.due_ns).all()
     assert (rows.began_ns == rows.due_ns).all()
@@ -169,7 +169,7 @@ def test_a_freeze_is_felt_by_everybody_who_was_due_during_it(rig: Rig) -> None:
     """Gil Tene's example: 100/s for 200 s, 1 ms each, but frozen for the second 100 s."""
     thaw_ns = rig.start_ns + 200 * NS_PER_S
 
-    async def perform(k: int) -> int:
+    async def perform(_: int) -> int:
         now_ns = rig.clock.now_ns()
         is_frozen = now_ns >= rig.start_ns + 100 * NS_PER_S
         await rig.clock.sleep_until(max(thaw_ns, now_ns) if is_frozen else now_ns + MS)
@@ -186,7 +186,7 @@ def test_a_freeze_is_felt_by_everybody_who_was_due_during_it(rig: Rig) -> None:
 def test_a_closed_loop_does_not_feel_the_freeze_which_is_why_it_says_service_time(rig: Rig) -> None:
     """The tester that waits of the same example: 10,000 answers of 1 ms and one of 100 s."""
 
-    async def perform(k: int) -> int:
+    async def perform(_: int) -> int:
         now_ns = rig.clock.now_ns()
         is_frozen = now_ns >= rig.start_ns + 100 * NS_PER_S
         await rig.clock.sleep_until(rig.start_ns + 200 * NS_PER_S if is_frozen else now_ns + MS)
@@ -194,7 +194,7 @@ def test_a_closed_loop_does_not_feel_the_freeze_which_is_why_it_says_service_tim
             await rig.clock.sleep_until(now_ns + 10 * MS)  # it thinks as long as it takes to be 100/s
         return 1
 
-    rows = rig.drive(perform, callers=1, total_s=200)
+    rows = rig.drive(perform, callers=1, total_s=200, capacity=20_000)
     assert len(rows) == 10_001
     assert rows.percentile_ns(1) == 100 * NS_PER_S
     assert rows.percentile_ns(0.9999) == 10 * MS
@@ -216,7 +216,7 @@ def test_random_arrivals_at_a_random_server_wait_as_the_theory_of_queues_says(ri
 
 
 def test_littles_law_holds_exactly_over_a_run_that_begins_and_ends_empty(rig: Rig) -> None:
-    rows = rig.drive(rig.server(lambda k: 8 * MS), due=schedule("poisson:rate=100", 5, seed=3), total_s=5)
+    rows = rig.drive(rig.server(lambda _: 8 * MS), due=schedule("poisson:rate=100", 5, seed=3), total_s=5)
     instants = np.concatenate([rows.due_ns, rows.ended_ns])
     steps = np.concatenate([np.ones(len(rows)), -np.ones(len(rows))])
     order = np.argsort(instants, kind="stable")
@@ -337,11 +337,11 @@ def test_a_backlog_that_queues_performs_everything_in_order(rig: Rig, backlog_ma
 
 @pytest.mark.parametrize("backlog_max", [0, 1, 5])
 def test_a_backlog_that_queues_leaves_nobody_waiting_when_the_store_answers_at_once(rig: Rig, backlog_max: int) -> None:
-    async def perform(k: int) -> int:
+    async def perform(_: int) -> int:
         return 1
 
     rows = rig.drive(perform, due=[MS] * 100, in_flight_max=3, backlog_max=backlog_max, backlog_policy="queue")
-    assert rows.operation.tolist() == list(range(100))
+    assert sorted(rows.operation.tolist()) == list(range(100))
     assert rows.count(Outcome.OK) == 100
 
 
@@ -529,7 +529,7 @@ def test_a_bug_in_what_prepares_an_operation_is_raised(rig: Rig) -> None:
 
 def test_the_time_a_connection_was_had_is_recorded(rig: Rig) -> None:
     """5 arrive at once at one connection: the fifth holds it after 4 services."""
-    rows = rig.drive(rig.server(lambda k: 10 * MS, acquired=True), due=[0] * 5)
+    rows = rig.drive(rig.server(lambda _: 10 * MS, acquired=True), due=[0] * 5)
     assert rows.began_ns.tolist() == [0] * 5
     assert rows.acquired_ns.tolist() == [k * 10 * MS for k in range(5)]
 
@@ -562,7 +562,7 @@ def test_retries_and_their_waits_belong_to_the_operation_that_made_them(rig: Rig
 def working(rig: Rig, ns: int) -> Perform:
     """Works for `ns` without ever giving the loop away, as a store in memory does."""
 
-    async def perform(k: int) -> int:
+    async def perform(_: int) -> int:
         rig.clock.jump(ns / NS_PER_S)
         return 1
 

@@ -62,7 +62,9 @@ def test_a_run_with_little_to_show_is_drawn_all_the_same(lab: Lab, rows: list[li
 
 def test_names_from_users_are_shown_as_they_are_and_cut(lab: Lab) -> None:
     strange = "$x^2$ \n\t<b>\x1b[31m é مرحبا " + "w" * 10_000
-    lab.ingest(spooled(lab, "r1", [sample(k, k * MS, k * MS + 1) for k in range(50)], store="memory", durability=strange))
+    lab.ingest(
+        spooled(lab, "r1", [sample(k, k * MS, k * MS + 1) for k in range(50)], store="memory", durability=strange)
+    )
     for picture in everything(Run(lab, "r1"), Targets.production()):
         assert len(drawn(picture)) < 2000
 

@@ -585,8 +585,11 @@ def processes_of(folder: Path) -> list[str]:
     return [line for line in found if line]
 
 
-@pytest.mark.parametrize("cell", [SYNCHRONOUS, ASYNCHRONOUS], ids=["synchronous", "asynchronous"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(
+    ("cell", "number"),
+    [(SYNCHRONOUS, signal.SIGINT), (ASYNCHRONOUS, signal.SIGINT), (SYNCHRONOUS, signal.SIGTERM)],
+    ids=["synchronous", "asynchronous", "SIGTERM"],
+)
 def test_a_signal_lets_the_cell_drain_and_leaves_what_there_is(
     tmp_path: Path, cell: str, number: signal.Signals
 ) -> None:
@@ -626,10 +629,11 @@ def test_a_cell_that_drains_and_returns_is_the_last_one(tmp_path: Path) -> None:
 
 
 def test_a_stop_while_the_kernel_starts_leaves_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    launched = stop.Stop.kernel_launched
+    launched, kernels = stop.Stop.kernel_launched, list[subprocess.Popen[bytes]]()
 
     def launched_and_stopped(self: stop.Stop, kernel: subprocess.Popen[bytes]) -> None:
         launched(self, kernel)
+        kernels.append(kernel)
         self.ask("interrupted")
 
     monkeypatch.setattr(stop.Stop, "kernel_launched", launched_and_stopped)
@@ -638,6 +642,7 @@ def test_a_stop_while_the_kernel_starts_leaves_a_report(tmp_path: Path, monkeypa
     assert report.status == "interrupted"
     assert report.html
     assert told == []
+    assert [kernel.returncode for kernel in kernels] == [-signal.SIGKILL]
     assert processes_of(report.folder) == []
 
 

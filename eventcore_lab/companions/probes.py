@@ -24,10 +24,11 @@ Pids = Callable[[], Sequence[int]]
 
 @asynccontextmanager
 async def resources(series: Series, sources: Mapping[str, Pids], interval_s: float = 0.25) -> AsyncIterator[None]:
-    """Gauges `pss_bytes`, `rss_bytes`, `processes` and `cpu_percent` (of one core) per source, and `busy_percent`,
-    `steal_percent` of the whole machine, about every `interval_s` from now until the end, both included."""
+    """Gauges per source: `cpu_percent` (of one core) every `interval_s`, and `pss_bytes`, `rss_bytes`, `processes` as often
+    as their cost allows; of the whole machine `busy_percent` and `steal_percent`. From now until the end, both included."""
     probe = _Probe(series, sources)
-    probe.sample()
+    probe.sample_memory()
+    probe.sample_cpu()
     task = asyncio.ensure_future(_repeatedly(probe, interval_s))
     try:
         yield
@@ -35,66 +36,87 @@ async def resources(series: Series, sources: Mapping[str, Pids], interval_s: flo
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-        probe.sample()
+        probe.sample_cpu()
+        probe.sample_memory()
 
 
 async def _repeatedly(probe: _Probe, interval_s: float) -> None:
+    memory_due_ns = now_ns() + probe.pause_ns(interval_s)
     while True:
-        cost_s = probe.last_cost_ns / NS_PER_S
-        await sleep_s(min(max(interval_s, cost_s / COST_SHARE_MAX), INTERVAL_MAX_S))
-        probe.sample()
+        await sleep_s(interval_s)
+        probe.sample_cpu()
+        if now_ns() >= memory_due_ns:
+            probe.sample_memory()
+            memory_due_ns = now_ns() + probe.pause_ns(interval_s)
 
 
 class _Probe:
+    """Reads what a process or the machine has used since the last look; memory looks also renew the list of processes."""
+
     def __init__(self, series: Series, sources: Mapping[str, Pids]) -> None:
         self._series, self._sources = series, sources
-        self._processes: dict[int, psutil.Process] = {}
+        self._processes: dict[str, dict[int, psutil.Process]] = {source: {} for source in sources}
         self._spent_s: dict[int, float] = {}
         self._machine = psutil.cpu_times()
-        self._sampled_ns = now_ns()
-        self._has_sampled = False
-        self.last_cost_ns = 0
+        self._sampled_ns: int | None = None
+        self._memory_cost_ns = 0
 
-    def sample(self) -> None:
+    def pause_ns(self, interval_s: float) -> int:
+        """How long to leave the memory alone, so that looking at it takes at most COST_SHARE_MAX of a core."""
+        wanted_ns = max(interval_s * NS_PER_S, self._memory_cost_ns / COST_SHARE_MAX)
+        return int(min(wanted_ns, INTERVAL_MAX_S * NS_PER_S))
+
+    def sample_memory(self) -> None:
         began_ns = now_ns()
-        elapsed_s = (began_ns - self._sampled_ns) / NS_PER_S
         for source, pids in self._sources.items():
-            self._sample_source(source, list(pids()), elapsed_s, began_ns)
-        self._sample_machine(began_ns)
-        self._sampled_ns, self._has_sampled = began_ns, True
-        self.last_cost_ns = now_ns() - began_ns
-        self._series.gauge("probe", "cost_ms", self.last_cost_ns / 1e6, began_ns)
+            known, listed = self._processes[source], list(pids())
+            for gone in known.keys() - set(listed):
+                del known[gone]
+            for pid in listed:
+                with suppress(psutil.Error):  # ended since it was listed
+                    known.setdefault(pid, psutil.Process(pid))
+            self._memory_of(source, began_ns)
+        self._memory_cost_ns = now_ns() - began_ns
+        self._series.gauge("probe", "memory_cost_ms", self._memory_cost_ns / 1e6, began_ns)
 
-    def _sample_source(self, source: str, pids: list[int], elapsed_s: float, t_ns: int) -> None:
+    def _memory_of(self, source: str, t_ns: int) -> None:
         pss = rss = 0
-        spent_s = 0.0
-        for pid in pids:
-            with suppress(psutil.Error):  # ended since it was listed
-                process = self._processes.setdefault(pid, psutil.Process(pid))
+        for process in self._processes[source].values():
+            with suppress(psutil.Error):
                 memory = process.memory_full_info()
                 pss, rss = pss + getattr(memory, "pss", memory.rss), rss + memory.rss
-                spent_s += self._newly_spent_s(pid, process)
         self._series.gauge(source, "pss_bytes", pss, t_ns)
         self._series.gauge(source, "rss_bytes", rss, t_ns)
-        self._series.gauge(source, "processes", len(pids), t_ns)
-        if self._has_sampled and elapsed_s > 0:
-            self._series.gauge(source, "cpu_percent", 100 * spent_s / elapsed_s, t_ns)
+        self._series.gauge(source, "processes", len(self._processes[source]), t_ns)
+
+    def sample_cpu(self) -> None:
+        t_ns = now_ns()
+        elapsed_s = 0.0 if self._sampled_ns is None else (t_ns - self._sampled_ns) / NS_PER_S
+        for source, processes in self._processes.items():
+            spent_s = 0.0
+            for pid, process in processes.items():
+                with suppress(psutil.Error):
+                    spent_s += self._newly_spent_s(pid, process)
+            if elapsed_s:
+                self._series.gauge(source, "cpu_percent", 100 * spent_s / elapsed_s, t_ns)
+        self._machine_busy(t_ns, is_first=not elapsed_s)
+        self._sampled_ns = t_ns
 
     def _newly_spent_s(self, pid: int, process: psutil.Process) -> float:
+        """Processor time since the last look; of a process first seen now, none: what it did before is not of this run."""
         times = process.cpu_times()
-        total_s = times.user + times.system
-        newly_s = total_s - self._spent_s.get(pid, 0.0 if self._has_sampled else total_s)
+        total_s = float(times.user + times.system)
+        newly_s = total_s - self._spent_s.get(pid, total_s)
         self._spent_s[pid] = total_s
-        return float(newly_s)
+        return newly_s
 
-    def _sample_machine(self, t_ns: int) -> None:
+    def _machine_busy(self, t_ns: int, is_first: bool) -> None:
         now, before = psutil.cpu_times(), self._machine
         self._machine = now
         spent = {name: getattr(now, name) - getattr(before, name) for name in now._fields}
         # guest time is counted in user time as well
         total = sum(v for name, v in spent.items() if not name.startswith("guest"))
-        if self._has_sampled and total > 0:
-            idle = spent.get("idle", 0.0) + spent.get("iowait", 0.0)
-            steal = spent.get("steal", 0.0)
+        if not is_first and total > 0:
+            idle, steal = spent.get("idle", 0.0) + spent.get("iowait", 0.0), spent.get("steal", 0.0)
             self._series.gauge("machine", "busy_percent", 100 * (1 - (idle + steal) / total), t_ns)
             self._series.gauge("machine", "steal_percent", 100 * steal / total, t_ns)

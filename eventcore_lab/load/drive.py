@@ -24,8 +24,11 @@ from eventcore_lab.schema import Attempt, Outcome, Phase, current_attempt, packe
 
 BACKLOG_POLICIES = ("drop", "queue", "abort")
 DUE_WHEN_BEGUN = -1
-_YIELD_AFTER_NS = 1_000_000
+_TURN_NS = 1_000_000
 _LOOK_UP_NS = 250_000_000
+
+_Arrival = tuple[int, int, int]
+"""An operation, when it was due and when it was offered, both relative to the start."""
 
 
 class BacklogFull(Exception):
@@ -97,7 +100,7 @@ async def _caller(load: Load, stop: Stop, n: int) -> None:
     end_ns = load.start_ns + load.total_ns
     await clock.sleep_until(load.start_ns)
     k, step = load.first + n * load.step, load.step * load.callers
-    yielded_ns = load.start_ns
+    turn = _Turn(clock, _TURN_NS // load.callers)
     while not stop.is_set:
         prepared = load.prepare(k)
         now_ns = clock.now_ns()
@@ -105,9 +108,8 @@ async def _caller(load: Load, stop: Stop, n: int) -> None:
             return
         await perform_one(k, prepared, DUE_WHEN_BEGUN, 0)
         k += step
-        if now_ns - yielded_ns > _YIELD_AFTER_NS:  # a store that never waits would keep the loop to itself
-            yielded_ns = now_ns
-            await sleep_s(0)
+        if turn.is_over(now_ns):
+            await turn.pass_on()
 
 
 def _performer(load: Load, stop: Stop) -> Callable[[int, Any, int, int], Any]:
@@ -149,81 +151,119 @@ def _count(stop: Stop, error: Exception, kinds_max: int = 20) -> None:
         stop.failures[text] = stop.failures.get(text, 0) + 1
 
 
+class _Turn:
+    """How long a task keeps the loop to itself: a store that never waits would never give it away."""
+
+    def __init__(self, clock: Clock, length_ns: int = _TURN_NS) -> None:
+        self._clock, self._length_ns = clock, length_ns
+        self.begin()
+
+    def begin(self) -> None:
+        self._began_ns = self._clock.now_ns()
+
+    def is_over(self, now_ns: int) -> bool:
+        return now_ns - self._began_ns > self._length_ns
+
+    async def pass_on(self) -> None:
+        await sleep_s(0)
+        self.begin()
+
+
 class _Backlog:
-    """Arrivals on their way from the dispatcher to the consumers, at most `backlog_max` of them waiting."""
+    """Arrivals on their way from the dispatcher to the consumers, at most `backlog_max` of them waiting. No consumer is
+    idle while an arrival waits."""
 
-    def __init__(self, load: Load) -> None:
-        self._load = load
-        self._waiting: deque[tuple[int, int, int]] = deque()
-        self._idle: list[asyncio.Future[tuple[int, int, int] | None]] = []
+    def __init__(self, load: Load, stop: Stop) -> None:
+        self._load, self._stop, self._turn = load, stop, _Turn(load.clock)
+        self._waiting: deque[_Arrival] = deque()
+        self._idle: list[asyncio.Future[_Arrival | None]] = []
         self._space: asyncio.Future[None] | None = None
-        self.is_over = False
+        self._is_over = False
 
-    async def offer(self, k: int, due_ns: int, offered_ns: int) -> None:
-        load = self._load
+    async def offer(self, arrival: _Arrival) -> None:
+        """Hand it to an idle consumer or let it wait; what can do neither, or comes after the stop, is dropped."""
+        policy = self._load.backlog_policy
+        while not self._stop.is_set:
+            if self._is_handed_over(arrival):
+                return
+            if len(self._waiting) < self._load.backlog_max:
+                self._waiting.append(arrival)
+                return
+            if policy != "queue":
+                break
+            self._space = asyncio.get_running_loop().create_future()
+            await self._space
+        self._drop(arrival)
+        if policy == "abort" and not self._stop.is_set:
+            raise BacklogFull(f"more than {self._load.backlog_max} arrivals wait to be started (backlog_policy=abort)")
+
+    async def take(self) -> _Arrival | None:
+        """The next arrival, or None when the load is over."""
+        if self._waiting and self._turn.is_over(self._load.clock.now_ns()):
+            await self._turn.pass_on()  # all consumers share one turn, so that the dispatcher is not late for each
+        if self._stop.is_set:
+            self.end()
+        if self._waiting:
+            self._tell_of_space()
+            return self._waiting.popleft()
+        if self._is_over:
+            return None
+        consumer: asyncio.Future[_Arrival | None] = asyncio.get_running_loop().create_future()
+        self._idle.append(consumer)
+        self._tell_of_space()
+        return await consumer
+
+    def end(self) -> None:
+        """No more arrivals. After a stop those that wait are recorded as dropped instead of started."""
+        self._is_over = True
+        self._tell_of_space()
+        while self._is_handed_over(None):
+            pass
+        while self._stop.is_set and self._waiting:
+            self._drop(self._waiting.popleft())
+
+    def _is_handed_over(self, arrival: _Arrival | None) -> bool:
         while self._idle:
             consumer = self._idle.pop()
             if not consumer.done():
-                consumer.set_result((k, due_ns, offered_ns))
-                return
-        if len(self._waiting) >= load.backlog_max:
-            if load.backlog_policy == "drop":
-                phase = Phase.WARMUP if due_ns < load.warmup_ns else Phase.STEADY
-                load.recorder.drop(k, due_ns, offered_ns, phase)
-                return
-            if load.backlog_policy == "abort":
-                raise BacklogFull(f"more than {load.backlog_max} arrivals wait to be started (backlog_policy=abort)")
-            self._space = asyncio.get_running_loop().create_future()
-            await self._space
-        self._waiting.append((k, due_ns, offered_ns))
+                consumer.set_result(arrival)
+                return True
+        return False
 
-    async def take(self) -> tuple[int, int, int] | None:
-        """The next arrival, or None when the load is over."""
-        if self._waiting:
-            if self._space is not None and not self._space.done():
-                self._space.set_result(None)
-            return self._waiting.popleft()
-        if self.is_over:
-            return None
-        consumer: asyncio.Future[tuple[int, int, int] | None] = asyncio.get_running_loop().create_future()
-        self._idle.append(consumer)
-        return await consumer
-
-    def end(self, is_dropping: bool) -> None:
-        """No more arrivals. With `is_dropping` those that wait are recorded as dropped instead of started."""
-        self.is_over = True
-        while is_dropping and self._waiting:
-            k, due_ns, offered_ns = self._waiting.popleft()
-            phase = Phase.WARMUP if due_ns < self._load.warmup_ns else Phase.STEADY
-            self._load.recorder.drop(k, due_ns, offered_ns, phase)
+    def _tell_of_space(self) -> None:
         if self._space is not None and not self._space.done():
             self._space.set_result(None)
-        for consumer in self._idle:
-            if not consumer.done():
-                consumer.set_result(None)
+
+    def _drop(self, arrival: _Arrival) -> None:
+        k, due_ns, offered_ns = arrival
+        phase = Phase.WARMUP if due_ns < self._load.warmup_ns else Phase.STEADY
+        self._load.recorder.drop(k, due_ns, offered_ns, phase)
 
 
 async def _open(load: Load, stop: Stop) -> None:
-    backlog = _Backlog(load)
+    backlog = _Backlog(load, stop)
     consumers = [_consumer(load, stop, backlog) for _ in range(load.in_flight_max)]
     await _gathered([_dispatcher(load, stop, backlog), *consumers], stop)
 
 
 async def _dispatcher(load: Load, stop: Stop, backlog: _Backlog) -> None:
-    clock, start_ns = load.clock, load.start_ns
+    clock, start_ns, turn = load.clock, load.start_ns, _Turn(load.clock)
     try:
         for k, due_ns in zip(load.operations, load.due, strict=True):
-            while (ahead_ns := start_ns + due_ns - clock.now_ns()) > 0 and not stop.is_set:
+            while (now_ns := clock.now_ns()) < start_ns + due_ns:
+                if stop.is_set:
+                    return
                 # In steps, so that a stop is heard between two arrivals that are far apart.
-                await clock.sleep_until(start_ns + due_ns - max(0, ahead_ns - _LOOK_UP_NS))
-            if stop.is_set:
-                return
-            await backlog.offer(k, due_ns, clock.now_ns() - start_ns)
+                await clock.sleep_until(min(start_ns + due_ns, now_ns + _LOOK_UP_NS))
+                turn.begin()
+            if turn.is_over(now_ns):
+                await turn.pass_on()
+            await backlog.offer((k, due_ns, clock.now_ns() - start_ns))
     except BacklogFull as full:
         stop.set(str(full))
         raise
     finally:
-        backlog.end(is_dropping=stop.is_set)
+        backlog.end()
 
 
 async def _consumer(load: Load, stop: Stop, backlog: _Backlog) -> None:
