@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+ARGS ?=
 ONLY ?=
 
 .DEFAULT_GOAL := help
@@ -42,7 +43,7 @@ bench: $(STAMP) ## figures as ratios within one run, to reports/bench.json (ONLY
 	@$(BIN)/python -m tests.bench $(ONLY)
 
 lab: $(STAMP) ## JupyterLab on the notebooks
-	@$(BIN)/jupyter lab --notebook-dir=notebooks
+	@$(BIN)/jupyter lab --notebook-dir=notebooks $$([ "$$(id -u)" = 0 ] && echo --allow-root) $(ARGS)
 
 report: $(STAMP) ## rebuild the index of all reports
 	@$(BIN)/eventcore-lab report

@@ -20,7 +20,7 @@ LINE_EVERY_S = 5.0
 PROGRESS_VARIABLE = "EVENTCORE_LAB_PROGRESS"
 """Names a file to which progress is appended as JSON lines, for a process that shows it in its own way."""
 
-_ENDED, _BEGAN, _PACKED = (SAMPLE_WORDS.index(name) for name in ("ended_ns", "began_ns", "packed"))
+_PACKED = SAMPLE_WORDS.index("packed")
 
 
 class Tally:
@@ -138,6 +138,8 @@ def chosen() -> Progress:
     """The way that fits where this runs: notes for a parent that asked for them, a bar on a terminal, else lines."""
     if os.environ.get(PROGRESS_VARIABLE):
         return Notes(Path(os.environ[PROGRESS_VARIABLE]))
+    if "ipykernel" in sys.modules:  # a cell shows what is on standard error as if something were wrong
+        return Lines(sys.stdout, every_s=2.0)
     return Bar() if sys.stderr.isatty() else Lines()
 
 

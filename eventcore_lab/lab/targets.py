@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from eventcore_lab.lab.measures import PERCENTILES, UNITS, Figure, Run
 from eventcore_lab.lab.stats import samples_needed
-from eventcore_lab.schema import ExitCode
+from eventcore_lab.schema import ExitCode, data_folder
 from eventcore_lab.spec import UsageError, shown, unknown
 
 _THRESHOLD = re.compile(r"\s*([\w./]+)\s*(<=|>=|<|>)\s*([\d.]+(?:e\d+)?)\s*([%\w/]*)\s*\Z")
@@ -84,8 +84,8 @@ class Targets(Struct, frozen=True):
         presets = {f.name.removesuffix(".toml"): f for f in files("eventcore_lab.lab").joinpath("presets").iterdir()}
         if name_or_file in presets:
             text, name = presets[name_or_file].read_text(), name_or_file
-        elif Path(name_or_file).is_file():
-            text, name = Path(name_or_file).read_text(), Path(name_or_file).stem
+        elif (file := _found(name_or_file)) is not None:
+            text, name = file.read_text(), file.stem
         elif name_or_file.endswith(".toml"):
             raise UsageError(f"targets file {shown(name_or_file)} does not exist")
         else:
@@ -97,6 +97,12 @@ class Targets(Struct, frozen=True):
             raise UsageError(
                 f'targets file {shown(name_or_file)}: expected thresholds = ["p99 < 100ms", …] ({error})'
             ) from None
+
+
+def _found(name: str) -> Path | None:
+    """A targets file as named from here, or from the project's top: a notebook runs in a folder of its own."""
+    places = (Path(name), data_folder().parent / name, data_folder() / "targets" / name)
+    return next((place for place in places if place.is_file()), None)
 
 
 class Judgement(Struct, frozen=True):
