@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import browser
 import pytest
 
 from eventcore_lab import cli
@@ -111,6 +112,18 @@ def test_the_main_job_leaves_a_report_and_ends_with_the_verdicts_code(
     assert set(lab.runs()["status"]) == {"complete"}
     assert lab.sql("SELECT count(*) FROM verdicts WHERE status = 'violated'").item() == 0
     assert lab.sql("SELECT count(*) FROM verdicts WHERE status = 'passed'").item() > 20
+
+
+@browser.needs_chromium
+def test_the_page_of_the_main_job_asks_no_other_host_and_fits_a_phone(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    said(capsys, "run", "00", "--out", str(tmp_path), "--lab", str(tmp_path / "l.duckdb"), *set_("store=memory", *QUICK))
+    for page in (next(tmp_path.glob("2*/index.html")), tmp_path / "index.html"):
+        seen = browser.visit(page)
+        assert (seen.requests, seen.console) == ([], [])
+        assert browser.widths(page, 390) == (390, [])
+        assert page.stat().st_size < 2_000_000
 
 
 def test_a_store_that_cannot_be_reached_ends_with_4_and_the_password_is_nowhere(

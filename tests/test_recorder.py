@@ -137,6 +137,20 @@ def test_a_watcher_sees_the_last_rows_after_the_file_was_cut(tmp_path: Path) -> 
     assert len(watcher.new_rows()) == 0
 
 
+def test_a_watcher_sees_a_slow_operation_when_it_has_ended(tmp_path: Path) -> None:
+    watcher = Watcher(tmp_path / "s")
+    with Recorder(tmp_path / "s", 10) as recorder:
+        slow, _ = (recorder.begin(k, 0, 0, 0, Phase.STEADY) for k in (0, 1))
+        recorder.drop(2, 0, 0, Phase.STEADY)
+        assert watcher.new_rows()[:, 0].tolist() == [2]
+        recorder.drop(3, 0, 0, Phase.STEADY)
+        recorder.end(slow, 0, 0, 0, 0, 0, 9, 0, packed(Outcome.UNKNOWN, Phase.STEADY, 1, 0))
+        rows = watcher.new_rows()
+        assert rows[:, 0].tolist() == [0, 3]
+        assert (rows[:, -1] & 0xFF).tolist() == [Outcome.UNKNOWN, Outcome.DROPPED]
+        assert len(watcher.new_rows()) == 0
+
+
 # --- journal --------------------------------------------------------------------------------------------------------
 
 

@@ -164,8 +164,9 @@ class Verdict(Struct, frozen=True):
     def _repr_html_(self) -> str:
         head = "".join(f"<th scope='col'>{h}</th>" for h in ("Target", "Limit", "Measured [95 %]", "Verdict", "Why"))
         body = "".join(
-            f"<tr class='{j.status}'><th scope='row'>{html.escape(j.name)}</th><td>{html.escape(j.limit)}</td>"
-            f"<td>{html.escape(j.shown)}</td><td>{_SYMBOLS[j.status]}</td><td>{html.escape(j.reason)}</td></tr>"
+            f"<tr class='{j.status}'><th scope='row'>{html.escape(j.name)}</th><td style='white-space:nowrap'>{html.escape(j.limit)}"
+            f"</td><td>{html.escape(j.shown)}</td><td style='white-space:nowrap'>{_SYMBOLS[j.status]}</td>"
+            f"<td style='min-width:12em'>{html.escape(j.reason)}</td></tr>"
             for j in self.judgements
         )
         return (

@@ -94,20 +94,30 @@ class Watcher:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._seen = 0
+        self._running: list[int] = []
 
     def new_rows(self) -> NDArray[np.int64]:
-        """Rows begun since the last call, shape (n, 8)."""
-        parts = []
+        """Rows ended since the last call, shape (n, 8), each once. A slow operation comes when it has ended."""
+        parts = [np.empty((0, len(SAMPLE_WORDS)), np.int64)]
         if self._path.exists():
             with self._path.open("rb") as file:
-                while len(part := self._next(file)):
-                    parts.append(part)
-        return np.concatenate(parts) if parts else np.empty((0, len(SAMPLE_WORDS)), np.int64)
+                running, self._running = self._running, []
+                parts += [self._ended(row, self._read(file, row, 1)) for row in running]
+                while len(rows := self._begun(self._read(file, self._seen, self._ROWS_AT_ONCE))):
+                    parts.append(self._ended(self._seen, rows))
+                    self._seen += len(rows)
+        return np.concatenate(parts)
 
-    def _next(self, file: BinaryIO) -> NDArray[np.int64]:
-        data = os.pread(file.fileno(), self._ROWS_AT_ONCE * _ROW_BYTES, self._seen * _ROW_BYTES)
-        rows = np.frombuffer(data, np.int64, len(data) // 8).reshape(-1, len(SAMPLE_WORDS))
+    def _read(self, file: BinaryIO, row: int, count: int) -> NDArray[np.int64]:
+        data = os.pread(file.fileno(), count * _ROW_BYTES, row * _ROW_BYTES)
+        return np.frombuffer(data, np.int64, len(data) // 8).reshape(-1, len(SAMPLE_WORDS))
+
+    def _begun(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         unused = np.flatnonzero(rows[:, -1] == 0)
-        begun = rows[: unused[0] if len(unused) else len(rows)]
-        self._seen += len(begun)
-        return begun
+        return rows[: unused[0] if len(unused) else len(rows)]
+
+    def _ended(self, first: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of `rows`, the first of which is row `first`, that have ended; the others are looked at again."""
+        is_ended = rows[:, -1] & 0xFF != Outcome.RUNNING
+        self._running += (first + np.flatnonzero(~is_ended)).tolist()
+        return rows[is_ended]
