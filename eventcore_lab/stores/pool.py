@@ -72,7 +72,11 @@ class Pool:
         """A connection of one's own until `release`. Raises StoreUnreachable when none can be had in time."""
         connection = self._take_idle()
         if connection is None:
-            connection = await self._connect() if self._open < self._settings.max_connections else await self._wait()
+            if self._open < self._settings.max_connections:
+                self._open += 1
+                connection = await self._connect()
+            else:
+                connection = await self._wait()
         attempt = current_attempt.get()
         if attempt is not None and not attempt.acquired_ns:
             attempt.acquired_ns = now_ns()
@@ -83,8 +87,8 @@ class Pool:
         expires_ns = connection.born_ns + int(self._settings.max_lifetime_s * NS_PER_S)
         connection.idle_since_ns = now_ns()
         if not is_usable or connection.raw.is_closed() or connection.idle_since_ns > expires_ns or self._is_closed:
-            self._end(connection)
-            self._hand_over(None)
+            connection.raw.terminate()
+            self._free_place()
         elif not self._hand_over(connection):
             self._idle.append(connection)
             self._retire_idle()
@@ -98,7 +102,7 @@ class Pool:
         return None
 
     async def _connect(self) -> Connection:
-        self._open += 1
+        """A new connection in the place already counted in `_open`; the place is free again when there is none."""
         try:
             return Connection(
                 await asyncpg.connect(
@@ -110,8 +114,7 @@ class Pool:
                 )
             )
         except BaseException as error:
-            self._open -= 1
-            self._hand_over(None)
+            self._free_place()
             if isinstance(error, Exception):
                 raise StoreUnreachable(explained(error)) from None
             raise
@@ -122,22 +125,29 @@ class Pool:
         try:
             async with asyncio.timeout(self._settings.acquire_timeout_s):
                 connection = await waiter
-        except TimeoutError:
-            raise StoreUnreachable(
-                f"no connection became free within {self._settings.acquire_timeout_s:g} s "
-                f"(all {self._settings.max_connections} are in use; raise max_connections or lower the load)"
-            ) from None
-        except asyncio.CancelledError:
-            # Handed over and cancelled in the same moment: the connection must not be lost.
-            if waiter.done() and not waiter.cancelled() and (handed := waiter.result()) is not None:
-                self.release(handed)
+        except BaseException as error:
+            self._give_up(waiter)
+            if isinstance(error, TimeoutError):
+                raise StoreUnreachable(
+                    f"no connection became free within {self._settings.acquire_timeout_s:g} s (all "
+                    f"{self._settings.max_connections} are in use; raise max_connections or lower the load)"
+                ) from None
             raise
-        finally:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
         return connection if connection is not None else await self._connect()
 
+    def _give_up(self, waiter: asyncio.Future[Connection | None]) -> None:
+        """Handed something and cancelled in the same moment: what was handed must not be lost."""
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
+        if waiter.done() and not waiter.cancelled():
+            handed = waiter.result()
+            if handed is None:
+                self._free_place()
+            else:
+                self.release(handed)
+
     def _hand_over(self, connection: Connection | None) -> bool:
+        """Give a connection, or with None the place for one, to whoever has waited longest."""
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():
@@ -145,16 +155,19 @@ class Pool:
                 return True
         return False
 
+    def _free_place(self) -> None:
+        """A connection is gone: its place stays counted if somebody who waits takes it over, so that nobody who comes
+        between makes one more than the maximum."""
+        if not self._hand_over(None):
+            self._open -= 1
+
     def _retire_idle(self) -> None:
         """End the connection that has been idle longest, if that is too long and more than the minimum are open."""
         oldest = self._idle[0]
         limit_ns = int(self._settings.idle_timeout_s * NS_PER_S)
         if self._open > self._settings.min_connections and now_ns() - oldest.idle_since_ns > limit_ns:
-            self._end(self._idle.pop(0))
-
-    def _end(self, connection: Connection) -> None:
-        self._open -= 1
-        connection.raw.terminate()
+            self._idle.pop(0).raw.terminate()
+            self._open -= 1
 
     async def close(self) -> None:
         """End idle connections politely, within 5 s; the others end when they are given back."""
