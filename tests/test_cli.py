@@ -118,7 +118,9 @@ def test_the_main_job_leaves_a_report_and_ends_with_the_verdicts_code(
 def test_the_page_of_the_main_job_asks_no_other_host_and_fits_a_phone(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    said(capsys, "run", "00", "--out", str(tmp_path), "--lab", str(tmp_path / "l.duckdb"), *set_("store=memory", *QUICK))
+    said(
+        capsys, "run", "00", "--out", str(tmp_path), "--lab", str(tmp_path / "l.duckdb"), *set_("store=memory", *QUICK)
+    )
     for page in (next(tmp_path.glob("2*/index.html")), tmp_path / "index.html"):
         seen = browser.visit(page)
         assert (seen.requests, seen.console) == ([], [])

@@ -325,14 +325,29 @@ def test_nothing_is_left_when_program_and_server_are_killed() -> None:
 
 
 def test_nothing_is_left_when_the_program_is_killed_while_starting(place: Path) -> None:
-    """Killed at the moment when initdb is seen at work, which the watchdog has to end too."""
+    """Killed while initdb is at work and, being frozen, ends neither by itself nor when asked."""
     process = subprocess.Popen([sys.executable, "-c", CHILD, "-1"], cwd="/", stdout=subprocess.PIPE)
+    found: list[psutil.Process] = []
+
+    def is_at_work() -> bool:
+        if not any(place.glob(directories.PREFIX + "*/data/PG_VERSION")):
+            return False
+        found.extend(each for each in psutil.Process(process.pid).children() if each.name() == "initdb")
+        return bool(found)
+
     try:
-        assert eventually(lambda: any(place.glob(directories.PREFIX + "*/data/PG_VERSION")))
+        assert eventually(is_at_work)
+        found[0].suspend()
+        process.kill()
+        process.communicate()
+        assert eventually(lambda: not found[0].is_running() or is_gone(found[0].pid))
+        assert eventually(lambda: list(place.iterdir()) == [])
     finally:
         process.kill()
         process.communicate()
-    assert eventually(lambda: list(place.iterdir()) == [])
+        for each in found:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
 
 
 def test_ctrl_c_reaches_the_server_only_through_us() -> None:

@@ -120,4 +120,5 @@ class Watcher:
         """Those of `rows`, the first of which is row `first`, that have ended; the others are looked at again."""
         is_ended = rows[:, -1] & 0xFF != Outcome.RUNNING
         self._running += (first + np.flatnonzero(~is_ended)).tolist()
-        return rows[is_ended]
+        ended: NDArray[np.int64] = rows[is_ended]
+        return ended
