@@ -308,8 +308,7 @@ def rate_over_time(frame: pl.DataFrame, axes: Axes, offered: str) -> Axes:
     bad = frame.filter(pl.col("unwell") > 0)
     if len(bad):
         axes.plot(bad["t_s"].to_numpy(), np.zeros(len(bad)), "|", color=RED, ms=12, clip_on=False)
-        axes.text(0.99, 0.06, f"{int(bad['unwell'].sum()):,} failed, unknown or dropped", color=RED, fontsize=9,
-                  ha="right", transform=axes.transAxes)  # fmt: skip
+        _corner(axes, f"{int(bad['unwell'].sum()):,} failed, unknown or dropped", 0.08)
     axes.set_ylim(0, float(frame.select(pl.max_horizontal("ok", "offered").max()).item()) * 1.15)
     axes.set_ylabel("answered per second")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: _short(v)))
@@ -336,16 +335,7 @@ def memory_over_time(run: Run, targets: Targets | None = None) -> Picture:
         axes.set_ylim(0, top * 1.25)
         for t in targets.thresholds if targets else ():
             if t.name == "memory" and t.limit > 3 * top:
-                axes.text(
-                    0.99,
-                    0.97,
-                    f"limit {t}, far above",
-                    color=RED,
-                    fontsize=9,
-                    va="top",
-                    transform=axes.transAxes,
-                    ha="right",
-                )
+                _corner(axes, f"limit {t}, far above", 0.96)
             elif t.name == "memory":
                 _limits(axes, [t])
         _shade_warmup(axes, run)
@@ -366,6 +356,10 @@ def _limits(axes: Axes, thresholds: Sequence[Threshold]) -> None:
 def _at_line(axes: Axes, y: float, text: str, colour: str) -> None:
     axes.annotate(plain(text, 70), (0.01, y), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
                   color=colour, fontsize=9)  # fmt: skip
+
+
+def _corner(axes: Axes, text: str, y: float) -> None:
+    axes.text(0.99, y, text, color=RED, fontsize=9, ha="right", va="center", transform=axes.transAxes)
 
 
 def _shade_warmup(axes: Axes, run: Run, text: str = "warm-up") -> None:

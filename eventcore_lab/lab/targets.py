@@ -99,6 +99,15 @@ class Targets(Struct, frozen=True):
             ) from None
 
 
+def _html_row(j: Judgement) -> str:
+    whole = "style='white-space:nowrap'"
+    return (
+        f"<tr class='{j.status}'><th scope='row'>{html.escape(j.name)}</th><td {whole}>{html.escape(j.limit)}</td>"
+        f"<td>{html.escape(j.shown)}</td><td {whole}>{_SYMBOLS[j.status]}</td>"
+        f"<td style='min-width:12em'>{html.escape(j.reason)}</td></tr>"
+    )
+
+
 def _found(name: str) -> Path | None:
     """A targets file as named from here, or from the project's top: a notebook runs in a folder of its own."""
     places = (Path(name), data_folder().parent / name, data_folder() / "targets" / name)
@@ -163,15 +172,9 @@ class Verdict(Struct, frozen=True):
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th scope='col'>{h}</th>" for h in ("Target", "Limit", "Measured [95 %]", "Verdict", "Why"))
-        body = "".join(
-            f"<tr class='{j.status}'><th scope='row'>{html.escape(j.name)}</th><td style='white-space:nowrap'>{html.escape(j.limit)}"
-            f"</td><td>{html.escape(j.shown)}</td><td style='white-space:nowrap'>{_SYMBOLS[j.status]}</td>"
-            f"<td style='min-width:12em'>{html.escape(j.reason)}</td></tr>"
-            for j in self.judgements
-        )
         return (
             f"<table class='verdict'><caption>{html.escape(self.title)}: <strong>{_SYMBOLS[self.status]}</strong>"
-            f"</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+            f"</caption><thead><tr>{head}</tr></thead><tbody>{''.join(map(_html_row, self.judgements))}</tbody></table>"
         )
 
     def frame(self) -> pl.DataFrame:
