@@ -7,73 +7,44 @@ grey print tells apart; labels stand at what they name instead of in a legend; w
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from eventcore_lab.clock import NS_PER_S
 from eventcore_lab.lab.measures import MIB, PERCENTILES, Run
+from eventcore_lab.lab.picture import (
+    BEHIND_TEXT,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    RED,
+    Picture,
+    caption,
+    corner,
+    nothing,
+    plain,
+    short,
+    style,
+)
 from eventcore_lab.lab.sentences import option
 from eventcore_lab.lab.stats import percentile, samples_needed
 from eventcore_lab.lab.targets import Targets, Threshold
-from eventcore_lab.schema import Outcome
+from eventcore_lab.schema import CENSORED, Outcome
 
-BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#666666"
 _COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, "#56B4E9")
 _MARKERS, _DASHES = "osD^vP", ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
-_STYLE: Any = {
-    "axes.grid": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.edgecolor": "#888888",
-    "axes.linewidth": 0.8,
-    "figure.constrained_layout.use": True,
-    "figure.facecolor": "white",
-    "font.family": "DejaVu Sans",
-    "font.size": 10,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.8,
-    "lines.linewidth": 1.8,
-}
-_SIZE = (6.4, 3.6)
-_DPI = 144
 _WORDS = {"commands_per_second": "commands per second", "events_per_second": "events per second"}
 _TAIL = (0.5, 0.9, 0.99, 0.999, 0.9999)
-BINS = 60
-
-
-class Picture(Figure):
-    """A figure that a notebook shows as the last value of a cell, with a text for those who cannot see it."""
-
-    def __init__(self, alt: str, height: float = 1.0) -> None:
-        super().__init__(figsize=(_SIZE[0], _SIZE[1] * height))
-        FigureCanvasAgg(self)
-        self.alt = alt
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        data = io.BytesIO()
-        with matplotlib.rc_context(_STYLE):
-            self.savefig(data, format="png", dpi=_DPI, metadata={"Software": ""})
-        width = int(self.get_figwidth() * 100)
-        return (
-            {"image/png": data.getvalue(), "text/plain": f"<picture: {self.alt}>"},
-            {"image/png": {"width": width, "alt": self.alt}},
-        )
-
-
-def plain(text: object, chars_max: int = 48) -> str:
-    """`text` for a label: no mathematics, no control characters, cut to fit."""
-    clean = "".join(c if c.isprintable() else " " for c in str(text))
-    return (clean if len(clean) <= chars_max else clean[: chars_max - 1] + "…").replace("$", r"\$")
+BINS, SAMPLES_PER_BIN = 60, 20
+DEFAULTS = {"batch": 1, "concurrency": 10}
 
 
 def throughput_by(
@@ -81,24 +52,23 @@ def throughput_by(
     by: str,
     figure: str = "commands_per_second",
     targets: Targets | None = None,
-    floor: Sequence[Run] = (),
+    floor: Run | Sequence[Run] | None = None,
 ) -> Picture:
     """`figure` (per second, with its 95 % interval) of each run against its `batch` or `concurrency`."""
-    default = {"batch": 1, "concurrency": 10}.get(by, 1)
+    default = DEFAULTS.get(by, 1)
     rows = [(option(r, by, default), e.value, e.low, e.high) for r in runs for e in [r.figure(figure).estimate]]
     frame = pl.DataFrame(rows, schema=["x", "value", "low", "high"], orient="row", strict=False).sort("x")
-    with matplotlib.rc_context(_STYLE):
+    with style():
         picture = Picture(f"{_WORDS[figure]} against {by}")
         axes = throughput(frame, picture.add_subplot(), f"{by} ({'events per append' if by == 'batch' else 'callers'})")
         axes.set_ylabel(_WORDS[figure])
-        for run in floor:
-            level = run.figure(figure).estimate.value
-            if math.isfinite(level):
-                axes.axhline(level, color=GREY, lw=1, ls=":")
-                _at_line(axes, level, f"{run.row['store']} store: {level:,.0f}/s, the harness's own limit", GREY)
-                _scale(axes, np.append(frame["value"].to_numpy(), level))
+        floors = [floor] if isinstance(floor, Run) else floor or []
+        levels = [(option(r, by, default), v) for r in floors if math.isfinite(v := r.figure(figure).estimate.value)]
+        if levels and frame["value"].is_not_nan().any():
+            _floor(axes, sorted(levels), f"{floors[0].row['store']} store")
+            _scale(axes, [*frame["value"], *(v for _, v in levels)])
         _limits(axes, [t for t in targets.thresholds if t.name == figure] if targets else [])
-        _caption(picture, runs)
+        caption(picture, runs)
     return picture
 
 
@@ -106,13 +76,13 @@ def throughput(frame: pl.DataFrame, axes: Axes, x_label: str) -> Axes:
     """Columns x, value, low, high (per second); each point with its interval and its value."""
     known = frame.filter(pl.col("value").is_not_nan())
     if not len(known):
-        return _nothing(axes)
+        return nothing(axes)
     x, y = known["x"].to_numpy(), known["value"].to_numpy()
     spans = np.nan_to_num(np.abs(np.vstack([y - known["low"].to_numpy(), known["high"].to_numpy() - y])))
     axes.errorbar(x, y, spans, color=BLUE, marker="o", ms=5, capsize=3, elinewidth=1)
     for at, value in zip(x, y, strict=True):
         axes.annotate(
-            _short(value), (at, value), (0, 8), textcoords="offset points", ha="center", color=BLUE, fontsize=9
+            short(value), (at, value), (0, 8), textcoords="offset points", ha="center", color=BLUE, fontsize=9
         )
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(sorted({float(v) for v in x})))
@@ -121,6 +91,17 @@ def throughput(frame: pl.DataFrame, axes: Axes, x_label: str) -> Axes:
     axes.set_xlabel(x_label)
     axes.margins(x=0.08)
     return _scale(axes, y)
+
+
+def _floor(axes: Axes, levels: Sequence[tuple[int, float]], store: str) -> None:
+    """What the harness reaches alone: a line against the same axis, or a level where it was measured at one setting."""
+    x, y = zip(*levels, strict=True)
+    if len(set(x)) > 1:
+        axes.plot(x, y, color=GREY, lw=1, ls=":")
+    else:
+        axes.axhline(max(y), color=GREY, lw=1, ls=":")
+    values = f"{short(min(y))} to {short(max(y))}/s" if len(set(x)) > 1 else f"{max(y):,.0f}/s"
+    _at_line(axes, max(y), f"{store}: {values}, the harness's own limit", GREY)
 
 
 def _scale(axes: Axes, values: Any) -> Axes:
@@ -132,14 +113,14 @@ def _scale(axes: Axes, values: Any) -> Axes:
         axes.yaxis.set_minor_locator(NullLocator())
     elif len(known):
         axes.set_ylim(0, known.max() * 1.25)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: _short(v)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: short(v)))
     return axes
 
 
 def latency_percentiles(runs: Sequence[Run], targets: Targets | None = None) -> Picture:
     """Latency (or service time) of each run by percentile, the tail stretched as by a logarithm, to the last percentile
     that has ten samples beyond it."""
-    with matplotlib.rc_context(_STYLE):
+    with style():
         picture = Picture("latency percentiles, tail stretched")
         axes = picture.add_subplot()
         names = [_told_apart(run, runs) for run in runs]
@@ -151,14 +132,15 @@ def latency_percentiles(runs: Sequence[Run], targets: Targets | None = None) -> 
                 percentiles(frame, axes, color=colour, ls=_DASHES[i % len(_DASHES)])
                 ends.append((_stretched(frame["p"][-1]), frame["ms"][-1], name, colour))
         if not ends:
-            _nothing(axes)
+            nothing(axes)
         else:
-            _tail_axis(axes, max(x for x, *_ in ends), runs)
-            _names_at_ends(axes, [e for e in ends if len(runs) > 1])
-        for t in targets.thresholds if targets and ends else ():
-            if t.name in PERCENTILES:
+            limits = [t for t in targets.thresholds if t.name in PERCENTILES] if targets else []
+            _tail_axis(axes, max([x for x, *_ in ends] + [_stretched(PERCENTILES[t.name]) for t in limits]), runs)
+            for t in limits:
                 _mark_limit(axes, t)
-        _caption(picture, runs)
+            _never_ended(axes, runs)
+            _names_at_ends(axes, [e for e in ends if len(runs) > 1])
+        caption(picture, runs)
     return picture
 
 
@@ -180,27 +162,38 @@ def percentiles(frame: pl.DataFrame, axes: Axes, **line: Any) -> Axes:
     return axes
 
 
+def _never_ended(axes: Axes, runs: Sequence[Run]) -> None:
+    """Why a curve stops short: what was dropped or not answered is slower than anything that was."""
+    lost, n = (sum(int(f(r.latencies_ms[0])) for r in runs) for f in (lambda v: np.isinf(v).sum(), len))
+    if lost:
+        text = f"{lost:,} of {n:,} dropped or never answered:\nslower than any; the curve leaves through the top"
+        axes.text(0.985, 0.03, text, color=RED, fontsize=9, ha="right", transform=axes.transAxes)
+        for line in axes.get_lines()[: len(runs)]:
+            x, y = (float(np.asarray(v, float)[-1]) for v in line.get_data())
+            arrow = {"arrowstyle": "->", "color": line.get_color(), "ls": ":", "shrinkA": 0}
+            axes.annotate("", (x, 1), (x, y), axes.get_xaxis_transform(), "data", arrowprops=arrow)
+
+
 def _stretched(p: float) -> float:
     return -math.log10(1 - p)
 
 
 def _tail_axis(axes: Axes, last: float, runs: Sequence[Run]) -> None:
-    ticks = [p for p in (0.0, *_TAIL) if _stretched(p) <= last + 1e-9]
+    ticks = [p for p in _TAIL if _stretched(p) <= last + 1e-9]
     axes.set_xticks([_stretched(p) for p in ticks], [f"{100 * p:.6g} %" for p in ticks])
     axes.set_xlim(0, last * 1.02)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.6g}"))
+    _log_ms(axes)
     axes.set_xlabel("percentile of operations")
     axes.set_ylabel(f"{runs[0].latency_word}, ms")
 
 
 def _names_at_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """Each curve's name at its right end, moved apart where curves meet."""
-    low, high = axes.get_ylim()
+    height = axes.get_position().height * axes.figure.get_figheight()  # type: ignore[union-attr]
     placed: list[float] = []
     for _, y, name, colour in sorted(ends, key=lambda e: e[1]):
-        at = math.log(y / low) / math.log(high / low)
-        at = max(at, placed[-1] + 0.075) if placed else at
+        at = float(axes.transAxes.inverted().transform(axes.transData.transform((0, y)))[1])
+        at = max(at, placed[-1] + 0.2 / height) if placed else at  # 0.2 inch: a line of text
         placed.append(at)
         axes.text(1.01, at, plain(name), color=colour, fontsize=9, va="center", transform=axes.transAxes)
 
@@ -208,11 +201,12 @@ def _names_at_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) ->
 def _told_apart(run: Run, runs: Sequence[Run]) -> str:
     """What distinguishes a run from the others: its concurrency, its batch, or all of it."""
     for name, word in (("concurrency", "caller"), ("batch", "per append")):
-        values = [option(r, name, 1) for r in runs]
+        values = [option(r, name, DEFAULTS[name]) for r in runs]
         if len(set(values)) > 1:
-            value = option(run, name, 1)
+            value = option(run, name, DEFAULTS[name])
             return f"{value:,} {word}{'s' if word == 'caller' and value != 1 else ''}"
-    return f"{run.row['store']} {run.row['pacer']}"
+    trial = f" trial {run.row['trial']}" if len({r.row["trial"] for r in runs}) > 1 else ""
+    return f"{run.row['store']} {run.row['pacer']}{trial}"
 
 
 def _mark_limit(axes: Axes, threshold: Threshold) -> None:
@@ -236,67 +230,91 @@ def _mark_limit(axes: Axes, threshold: Threshold) -> None:
 
 def over_time(run: Run, targets: Targets | None = None) -> Picture:
     """Latency (median, p99, worst) and throughput in bins of time, warm-up shaded, what happened marked."""
-    with matplotlib.rc_context(_STYLE):
+    with style():
         picture = Picture("latency and throughput over time", 1.45)
         upper, lower = picture.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         frame = binned(run)
         if not len(frame):
-            _nothing(upper)
-            _nothing(lower)
+            nothing(upper)
+            nothing(lower)
             return picture
         latency_over_time(frame, upper)
         upper.set_ylabel(f"{run.latency_word}, ms")
         for t in targets.thresholds if targets else ():
-            if t.name == "p99" and t.limit < 30 * (frame.select(pl.col("worst").max()).item() or 0.0):
+            if t.name == "p99" and t.limit < 30 * max(_largest(frame["worst"]), _largest(frame["p50"])):
                 _limits(upper, [t])
+            if t.name == "p50" and t.limit < 3 * _largest(frame["p50"]):
+                _limits(upper, [t])
+        _name_lines(upper)
         rate_over_time(frame, lower, "" if run.is_closed_loop else "offered")
+        _name_lines(lower)
+        if not np.isfinite(frame["worst"].to_numpy()).all():
+            corner(upper, "no line: operations due then never ended", 0.95)
         _shade_warmup(upper, run)
         _shade_warmup(lower, run, "")
         lower.set_xlabel("seconds since the load began")
         _mark_events(upper, run)
-        _caption(picture, [run])
+        caption(picture, [run])
     return picture
 
 
 def binned(run: Run) -> pl.DataFrame:
-    """Columns t_s, p50, p99, worst (ms, of operations due in the bin), ok and offered (per second), unwell (count)."""
-    s = run.samples
-    end_ns = max(int(run.row["warmup_s"] * NS_PER_S) + int(run.row["measured_ns"]), 1)
-    width = max(end_ns // BINS, 1)
-    latency = pl.when(pl.col("outcome") == int(Outcome.OK)).then((pl.col("ended_ns") - pl.col("due_ns")) / 1e6)
-    unwell = pl.col("outcome").is_in([int(Outcome.FAILED), int(Outcome.UNKNOWN), int(Outcome.DROPPED)])
-    return (
-        s.filter(pl.col("due_ns") < end_ns)
-        .with_columns(bin=pl.col("due_ns") // width, ms=latency)
-        .group_by("bin")
-        .agg(
-            p50=pl.col("ms").quantile(0.5, "higher"),
-            p99=pl.col("ms").quantile(0.99, "higher"),
-            worst=pl.col("ms").max(),
-            # As floats: a count is a 32-bit integer, which nanoseconds would overflow.
-            ok=(pl.col("outcome") == int(Outcome.OK)).sum().cast(pl.Float64) * (NS_PER_S / width),
-            offered=pl.len().cast(pl.Float64) * (NS_PER_S / width),
-            unwell=unwell.sum(),
-        )
-        .sort("bin")
-        .with_columns(t_s=(pl.col("bin") + 0.5) * width / NS_PER_S)
+    """Columns t_s; p50, p99, worst (ms, of operations due in the bin; +inf where that many never ended); ok (per second,
+    ended in the bin), offered (per second, due in it), unwell (count)."""
+    if not len(run.samples):
+        return pl.DataFrame()
+    end_ns = max(run.warmup_ns + int(run.row["measured_ns"]), 1)
+    bins = int(np.clip(len(run.samples) // SAMPLES_PER_BIN, 1, BINS))
+    due, ended, outcome = (run.samples[c].to_numpy() for c in ("due_ns", "ended_ns", "outcome"))
+    ms = np.where(np.isin(outcome, CENSORED), math.inf, (ended - due) / 1e6)
+    has_latency = np.isin(outcome, (Outcome.OK, *CENSORED))
+    due_in, ended_in = np.maximum(due, 0) * bins // end_ns, np.maximum(ended, 0) * bins // end_ns
+    per_bin = [np.sort(ms[has_latency & (due_in == b)]) for b in range(bins)]
+    is_unwell = np.isin(outcome, (Outcome.FAILED, *CENSORED))
+    width_s = end_ns / bins / NS_PER_S
+
+    def count(where: Any) -> Any:  # what was due or ended after the window is not drawn
+        return np.bincount(where, minlength=bins)[:bins]
+
+    return pl.DataFrame(
+        {
+            "t_s": (np.arange(bins) + 0.5) * width_s,
+            **{k: [percentile(v, p) for v in per_bin] for k, p in (("p50", 0.5), ("p99", 0.99), ("worst", 1.0))},
+            "ok": count(ended_in[outcome == Outcome.OK]) / width_s,
+            "offered": count(due_in) / width_s,
+            "unwell": count(due_in[is_unwell]),
+        }
     )
 
 
 def latency_over_time(frame: pl.DataFrame, axes: Axes) -> Axes:
     """Columns t_s, p50, p99, worst in ms."""
-    t, ends = frame["t_s"].to_numpy(), []
+    t = frame["t_s"].to_numpy()
     for name, colour, dash in (("worst", GREY, ":"), ("p99", RED, "--"), ("p50", BLUE, "-")):
         y = frame[name].to_numpy()
-        axes.plot(t, y, color=colour, ls=dash, lw=1.4)
-        known = y[np.isfinite(y)]
-        if len(known):
-            ends.append((0.0, float(known[-1]), name, colour))
+        axes.plot(t, np.where(np.isfinite(y), y, math.nan), color=colour, ls=dash, lw=1.4, label=name)
+    return _log_ms(axes)
+
+
+def _log_ms(axes: Axes) -> Axes:
+    """A logarithmic axis of milliseconds, with ticks also where it spans less than a decade."""
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.6g}"))
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 300 * low else (1.0, 2.0, 5.0)))
     axes.yaxis.set_minor_locator(NullLocator())
-    _names_at_ends(axes, ends)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.6g}"))
     return axes
+
+
+def _name_lines(axes: Axes) -> None:
+    """Every labelled line's name at its right end, when the axis has its final range."""
+    ends = []
+    for line in reversed(axes.get_lines()):  # of lines that end alike, the first drawn is named on top
+        y = np.asarray(line.get_ydata(), float)
+        known, name = y[np.isfinite(y)], str(line.get_label())
+        if len(known) and not name.startswith("_"):
+            ends.append((0.0, float(known[-1]), name, str(line.get_color())))
+    _names_at_ends(axes, ends)
 
 
 def rate_over_time(frame: pl.DataFrame, axes: Axes, offered: str) -> Axes:
@@ -304,20 +322,20 @@ def rate_over_time(frame: pl.DataFrame, axes: Axes, offered: str) -> Axes:
     t = frame["t_s"].to_numpy()
     if offered:
         axes.plot(t, frame["offered"].to_numpy(), color=GREY, lw=1, ls=":", label=offered)
-    axes.plot(t, frame["ok"].to_numpy(), color=GREEN, lw=1.4)
+    axes.plot(t, frame["ok"].to_numpy(), color=GREEN, lw=1.4, label="answered")
     bad = frame.filter(pl.col("unwell") > 0)
     if len(bad):
         axes.plot(bad["t_s"].to_numpy(), np.zeros(len(bad)), "|", color=RED, ms=12, clip_on=False)
-        _corner(axes, f"{int(bad['unwell'].sum()):,} failed, unknown or dropped", 0.08)
+        corner(axes, f"{int(bad['unwell'].sum()):,} failed, unknown or dropped", 0.08)
     axes.set_ylim(0, float(frame.select(pl.max_horizontal("ok", "offered").max()).item()) * 1.15)
-    axes.set_ylabel("answered per second")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: _short(v)))
+    axes.set_ylabel("per second")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: short(v)))
     return axes
 
 
 def memory_over_time(run: Run, targets: Targets | None = None) -> Picture:
     """PSS of the load generator and of the server's processes, MiB."""
-    with matplotlib.rc_context(_STYLE):
+    with style():
         picture = Picture("memory over time")
         axes = picture.add_subplot()
         top = 0.0
@@ -330,18 +348,18 @@ def memory_over_time(run: Run, targets: Targets | None = None) -> Picture:
                               color=colour, fontsize=9, va="center", annotation_clip=False)  # fmt: skip
                 top = max(top, float(y.max()))
         if not top:
-            _nothing(axes)
+            nothing(axes)
             return picture
         axes.set_ylim(0, top * 1.25)
         for t in targets.thresholds if targets else ():
             if t.name == "memory" and t.limit > 3 * top:
-                _corner(axes, f"limit {t}, far above", 0.96)
+                corner(axes, f"limit {t}, far above", 0.96)
             elif t.name == "memory":
                 _limits(axes, [t])
         _shade_warmup(axes, run)
         axes.set_xlabel("seconds since the load began")
         axes.set_ylabel("memory (PSS), MiB")
-        _caption(picture, [run])
+        caption(picture, [run])
     return picture
 
 
@@ -355,11 +373,7 @@ def _limits(axes: Axes, thresholds: Sequence[Threshold]) -> None:
 
 def _at_line(axes: Axes, y: float, text: str, colour: str) -> None:
     axes.annotate(plain(text, 70), (0.01, y), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
-                  color=colour, fontsize=9)  # fmt: skip
-
-
-def _corner(axes: Axes, text: str, y: float) -> None:
-    axes.text(0.99, y, text, color=RED, fontsize=9, ha="right", va="center", transform=axes.transAxes)
+                  color=colour, fontsize=9, bbox=BEHIND_TEXT)  # fmt: skip
 
 
 def _shade_warmup(axes: Axes, run: Run, text: str = "warm-up") -> None:
@@ -373,6 +387,7 @@ def _shade_warmup(axes: Axes, run: Run, text: str = "warm-up") -> None:
             textcoords="offset points",
             color=GREY,
             fontsize=9,
+            bbox={"facecolor": "#ededed", "edgecolor": "none", "pad": 0.8},  # a line may pass behind it
         )
 
 
@@ -385,22 +400,6 @@ def _mark_events(axes: Axes, run: Run) -> None:
                           textcoords="offset points", color=PURPLE, fontsize=9)  # fmt: skip
 
 
-def _nothing(axes: Axes) -> Axes:
-    axes.text(0.5, 0.5, "nothing was measured", ha="center", color=GREY, transform=axes.transAxes)
-    axes.set_axis_off()
-    return axes
-
-
-def _caption(picture: Figure, runs: Sequence[Run]) -> None:
-    if runs:
-        r = runs[0].row
-        which = r["run_id"] if len(runs) == 1 else f"{len(runs)} runs"
-        text = f"{plain(r['store'])} · {plain((r['durability'] or '').partition(' (')[0], 24)} · {which}"
-        picture.supxlabel(text, x=0.99, ha="right", fontsize=8, color=GREY)
-
-
-def _short(value: float) -> str:
-    """1,234 below ten thousand, 12.3k above."""
-    if abs(value) >= 1e6:
-        return f"{value / 1e6:.3g}M"
-    return f"{value / 1e3:.3g}k" if abs(value) >= 1e4 else f"{value:,.0f}"
+def _largest(values: pl.Series) -> float:
+    y = values.to_numpy()
+    return float(np.max(y[np.isfinite(y)], initial=0.0))
