@@ -326,7 +326,7 @@ def test_nothing_is_left_when_program_and_server_are_killed() -> None:
 
 def test_nothing_is_left_when_the_program_is_killed_while_starting(place: Path) -> None:
     """Killed while initdb is at work and, being frozen, ends neither by itself nor when asked."""
-    process = subprocess.Popen([sys.executable, "-c", CHILD, "-1"], cwd="/", stdout=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", CHILD, "-1"], cwd="/", stdout=subprocess.DEVNULL)
     found: list[psutil.Process] = []
 
     def is_at_work() -> bool:
@@ -339,12 +339,12 @@ def test_nothing_is_left_when_the_program_is_killed_while_starting(place: Path) 
         assert eventually(is_at_work)
         found[0].suspend()
         process.kill()
-        process.communicate()
+        process.wait()
         assert eventually(lambda: not found[0].is_running() or is_gone(found[0].pid))
         assert eventually(lambda: list(place.iterdir()) == [])
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
         for each in found:
             with suppress(psutil.NoSuchProcess):
                 each.kill()

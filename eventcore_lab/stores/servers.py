@@ -29,6 +29,10 @@ _SERVERS = ("embedded", "system")
 _PRIVATE_SETTINGS = r"conninfo|command|passphrase|file|director|path|preload|krb|ldap|ssl_|cluster_name"
 
 
+_Server = tuple[str, Callable[[], list[int]] | None, str]
+"""A server's DSN, what gives the pids of its processes (None: find them), the filesystem of its data ("": not known)."""
+
+
 @stores.register("postgres")
 def _postgres(*, server: str = "embedded", synchronous_commit: str = "on") -> PostgresDriver:
     """PostgreSQL: one call per append, durable, positions safe to follow (server: embedded or system)."""
@@ -44,36 +48,36 @@ def _env(*, variant: str = "", synchronous_commit: str = "on") -> PostgresDriver
         raise UsageError("store env: say which environment variable holds the DSN, as in env:LAB_DSN")
     if not os.environ.get(variant):
         raise UsageError(f"store env:{variant}: the environment variable {variant} is not set or empty")
-    return PostgresDriver(lambda: (os.environ[variant], list), synchronous_commit)
+    return PostgresDriver(lambda: (os.environ[variant], None, ""), synchronous_commit)
 
 
-def _started(origin: str) -> tuple[str, Callable[[], list[int]]]:
+def _started(origin: str) -> _Server:
     server = embedded.shared_server("wheel" if origin == "embedded" else "system")
-    return server.dsn, server.pids
+    return server.dsn, server.pids, server.filesystem
 
 
 class PostgresDriver:
-    """Provisions a schema on the server that `server()` gives as (DSN, pids of its processes)."""
+    """Provisions a schema on the server that `server()` gives."""
 
     is_shared = True
 
-    def __init__(self, server: Callable[[], tuple[str, Callable[[], list[int]]]], synchronous_commit: str) -> None:
+    def __init__(self, server: Callable[[], _Server], synchronous_commit: str) -> None:
         if synchronous_commit not in _SYNCHRONOUS_COMMIT:
             raise unknown("synchronous_commit", synchronous_commit, _SYNCHRONOUS_COMMIT)
         self._server, self._synchronous_commit = server, synchronous_commit
 
     @asynccontextmanager
     async def provision(self) -> AsyncIterator[Place]:
-        dsn, pids = await asyncio.to_thread(self._server)
+        dsn, pids, filesystem = await asyncio.to_thread(self._server)
         schema = f"eventcore_lab_{secrets.token_hex(6)}"
         facts, postmaster_pid = await _reached(_prepared(dsn, schema))
         try:
             yield Place(
                 Address("postgres", dsn, schema),
-                _durability({**facts, "synchronous_commit": self._synchronous_commit}),
+                _durability({**facts, "synchronous_commit": self._synchronous_commit}, filesystem),
                 f"PostgreSQL {facts['server_version']}",
                 facts={f"postgres.{k}": v for k, v in facts.items()},
-                server_pids=pids if pids is not list else lambda: _family(postmaster_pid),
+                server_pids=pids or (lambda: _family(postmaster_pid)),
             )
         finally:
             await postgres.drop(dsn, schema, CONNECT_TIMEOUT_S)
@@ -112,8 +116,10 @@ async def _reached(attempt: Any) -> Any:
         raise StoreUnreachable(explained(error)) from None
 
 
-def _durability(settings: dict[str, str]) -> str:
+def _durability(settings: dict[str, str], filesystem: str) -> str:
     """The class first, then what it rests on. `durable`: acknowledged means flushed to the device."""
+    if filesystem in embedded.IN_MEMORY:
+        return f"not durable (the data is on {filesystem}, in memory)"
     names = ("fsync", "synchronous_commit", "full_page_writes")
     shown = ", ".join(f"{name}={settings[name]}" for name in names)
     if settings["fsync"] != "on" or settings["full_page_writes"] != "on":
