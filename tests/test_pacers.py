@@ -54,6 +54,10 @@ def test_constant_arrivals_are_evenly_spaced_at_the_rate_asked(rate: float, dura
     assert np.abs(due - np.arange(len(due)) * NS_PER_S / rate).max() <= 1.001  # whole ns
 
 
+def test_an_arrival_that_rounding_puts_at_the_end_of_the_run_is_not_in_it() -> None:
+    assert len(schedule("constant:rate=4351.6", 7_500_000_000)) == 32_637
+
+
 def test_a_whole_number_of_constant_arrivals_is_exactly_that_many() -> None:
     for rate in (1, 3, 7, 10, 99, 100, 1000, 3333):
         assert len(schedule(f"constant:rate={rate}", 10 * NS_PER_S)) == 10 * rate

@@ -324,6 +324,20 @@ def test_a_cancelled_virtual_sleeper_does_not_hold_up_the_others() -> None:
     assert clock.run(main()) == 20
 
 
+def test_a_cancelled_virtual_sleeper_does_not_move_the_time() -> None:
+    clock = VirtualClock()
+
+    async def main() -> None:
+        sleeper = asyncio.ensure_future(clock.sleep_until(10))
+        await sleep_s(0)
+        sleeper.cancel()
+        await asyncio.get_running_loop().create_future()
+
+    with pytest.raises(RuntimeError, match="deadlock"):
+        clock.run(main())
+    assert clock.now_ns() == 0
+
+
 def test_waiting_for_nothing_in_virtual_time_is_a_deadlock_and_says_so() -> None:
     clock = VirtualClock()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import chain, takewhile
 from typing import Any
 
 from msgspec import Struct
@@ -248,14 +249,17 @@ async def _open(load: Load, stop: Stop) -> None:
 
 async def _dispatcher(load: Load, stop: Stop, backlog: _Backlog) -> None:
     clock, start_ns, turn = load.clock, load.start_ns, _Turn(load.clock)
+    arrivals = zip(load.operations, load.due, strict=True)
     try:
-        for k, due_ns in zip(load.operations, load.due, strict=True):
-            while (now_ns := clock.now_ns()) < start_ns + due_ns:
-                if stop.is_set:
-                    return
+        for k, due_ns in arrivals:
+            while (now_ns := clock.now_ns()) < start_ns + due_ns and not stop.is_set:
                 # In steps, so that a stop is heard between two arrivals that are far apart.
                 await clock.sleep_until(min(start_ns + due_ns, now_ns + _LOOK_UP_NS))
                 turn.begin()
+            if stop.is_set:  # who was due by now was not let in any more, and has a row that says so
+                for late in takewhile(lambda a: start_ns + a[1] <= now_ns, chain([(k, due_ns)], arrivals)):
+                    await backlog.offer((*late, now_ns - start_ns))
+                return
             if turn.is_over(now_ns):
                 await turn.pass_on()
             await backlog.offer((k, due_ns, clock.now_ns() - start_ns))
