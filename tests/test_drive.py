@@ -333,6 +333,8 @@ def test_a_backlog_that_queues_performs_everything_in_order(rig: Rig, backlog_ma
     assert rows.count(Outcome.OK) == 50
     assert rows.operation.tolist() == list(range(50))
     assert rows.latency_ns.max() >= 200 * MS
+    # The store kept them at the door; the generator was not late.
+    assert (rows.offered_ns == rows.due_ns).all()
 
 
 @pytest.mark.parametrize("backlog_max", [0, 1, 5])

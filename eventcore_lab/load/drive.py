@@ -179,6 +179,7 @@ class _Backlog:
         self._waiting: deque[_Arrival] = deque()
         self._idle: list[asyncio.Future[_Arrival | None]] = []
         self._space: asyncio.Future[None] | None = None
+        self.reopened_ns = -1
         self._is_over = False
 
     async def offer(self, arrival: _Arrival) -> None:
@@ -194,6 +195,7 @@ class _Backlog:
                 break
             self._space = asyncio.get_running_loop().create_future()
             await self._space
+            self.reopened_ns = self._load.clock.now_ns() - self._load.start_ns
         self._drop(arrival)
         if policy == "abort" and not self._stop.is_set:
             raise BacklogFull(f"more than {self._load.backlog_max} arrivals wait to be started (backlog_policy=abort)")
@@ -262,7 +264,9 @@ async def _dispatcher(load: Load, stop: Stop, backlog: _Backlog) -> None:
                 return
             if turn.is_over(now_ns):
                 await turn.pass_on()
-            await backlog.offer((k, due_ns, clock.now_ns() - start_ns))
+            # Who was due before the door opened again was kept by the store, not sent late by us.
+            offered_ns = due_ns if due_ns <= backlog.reopened_ns else clock.now_ns() - start_ns
+            await backlog.offer((k, due_ns, offered_ns))
     except BacklogFull as full:
         stop.set(str(full))
         raise

@@ -9,6 +9,8 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -16,10 +18,11 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from eventcore_lab.schema import SAMPLE_WORDS, Outcome, packed
+from eventcore_lab.schema import SAMPLE_WORDS, Outcome, Phase, packed
 
 ROW = struct.Struct(f"<{len(SAMPLE_WORDS)}q")
 _ROW_BYTES = ROW.size
+_RUNNING = [packed(Outcome.RUNNING, phase, 0, 0) for phase in Phase]
 
 
 class RecorderFull(Exception):
@@ -27,43 +30,35 @@ class RecorderFull(Exception):
 
 
 class Recorder:
-    """Rows for at most `capacity` operations. `begin` takes a row, `end` completes it; both only from one thread."""
+    """Rows for at most `capacity` operations. `begin` takes a row, `end` completes it; both only from one thread.
+
+    `end(offset, operation, due_ns, offered_ns, began_ns, acquired_ns, ended_ns, backoff_ns, word)` is the packing itself,
+    bound to the memory, for it is called in the hot loop; `word` is `packed(outcome, phase, attempts, events)`.
+    """
 
     def __init__(self, path: Path, capacity: int) -> None:
         self.capacity = capacity
-        self.begun = 0
+        self._next, self._limit = 0, capacity * _ROW_BYTES
         self._path = path
         with path.open("xb") as file:
-            file.truncate(capacity * _ROW_BYTES)
+            file.truncate(self._limit)
         with path.open("r+b") as file:
-            self._memory = mmap.mmap(file.fileno(), capacity * _ROW_BYTES)
-        self._pack = ROW.pack_into
+            self._memory = mmap.mmap(file.fileno(), self._limit)
+        self.end: Callable[[int, int, int, int, int, int, int, int, int], None] = partial(ROW.pack_into, self._memory)
+
+    @property
+    def begun(self) -> int:
+        """How many operations have a row."""
+        return self._next // _ROW_BYTES
 
     def begin(self, operation: int, due_ns: int, offered_ns: int, began_ns: int, phase: int) -> int:
         """Note that an operation is under way; gives the offset to end it with. Raises RecorderFull."""
-        offset = self.begun * _ROW_BYTES
-        if self.begun >= self.capacity:
+        offset = self._next
+        if offset >= self._limit:
             raise RecorderFull
-        self.begun += 1
-        self._pack(self._memory, offset, operation, due_ns, offered_ns, began_ns, 0, 0, 0, packed(0, phase, 0, 0))
+        self._next = offset + _ROW_BYTES
+        self.end(offset, operation, due_ns, offered_ns, began_ns, 0, 0, 0, _RUNNING[phase])
         return offset
-
-    def end(
-        self,
-        offset: int,
-        operation: int,
-        due_ns: int,
-        offered_ns: int,
-        began_ns: int,
-        acquired_ns: int,
-        ended_ns: int,
-        backoff_ns: int,
-        word: int,
-    ) -> None:
-        """Complete the row. `word` is `packed(outcome, phase, attempts, events)`."""
-        self._pack(
-            self._memory, offset, operation, due_ns, offered_ns, began_ns, acquired_ns, ended_ns, backoff_ns, word
-        )
 
     def drop(self, operation: int, due_ns: int, offered_ns: int, phase: int) -> None:
         """An arrival that could not be started still has a row."""
