@@ -64,10 +64,12 @@ def throughput_by(
         axes.set_ylabel(_WORDS[figure])
         floors = [floor] if isinstance(floor, Run) else floor or []
         levels = [(option(r, by, default), v) for r in floors if math.isfinite(v := r.figure(figure).estimate.value)]
-        if levels and frame["value"].is_not_nan().any():
-            _floor(axes, sorted(levels), f"{floors[0].row['store']} store")
-            _scale(axes, [*frame["value"], *(v for _, v in levels)])
-        _limits(axes, [t for t in targets.thresholds if t.name == figure] if targets else [])
+        limits = [t for t in targets.thresholds if t.name == figure] if targets else []
+        if frame["value"].is_not_nan().any():
+            if levels:
+                _floor(axes, sorted(levels), f"{floors[0].row['store']} store")
+            _scale(axes, [*frame["value"], *(v for _, v in levels), *(t.limit for t in limits)])
+        _limits(axes, limits)
         caption(picture, runs)
     return picture
 
