@@ -85,11 +85,11 @@ def test_what_is_in_git_names_no_index_no_machine_and_no_dsn_with_a_password() -
     files = [ROOT / name for name in listed.stdout.splitlines()]
     if not files:
         pytest.skip("not a git checkout")
-    banned = re.compile(r"index-url|find-links|/root/|/simple/[\"' ]")
+    banned = re.compile("index" + r"-url|find" + r"-links|/roo" + r"t/|/simpl" + r"e/[\"' ]")
     for path in files:
         if path.suffix in {".py", ".md", ".toml", ".txt", ".ipynb", ".sql", ""} and path.is_file():
             lines = [n for n, line in enumerate(path.read_text().splitlines(), 1) if banned.search(line)]
-            assert not lines or path.name == "test_architecture.py", f"{path.name}: {lines}"
+            assert not lines, f"{path.name}: {lines}"
 
 
 def test_every_pin_is_a_version() -> None:

@@ -27,7 +27,16 @@ from eventcore_lab.events import (
 )
 from eventcore_lab.schema import Attempt, current_attempt
 from eventcore_lab.spec import UsageError
-from eventcore_lab.stores import PoolSettings, Store, embedded, open_store, servers, stores, stream_all, stream_events
+from eventcore_lab.stores import (
+    PoolSettings,
+    Store,
+    directories,
+    open_store,
+    servers,
+    stores,
+    stream_all,
+    stream_events,
+)
 from eventcore_lab.stores.embedded import EmbeddedServer, shared_server
 from eventcore_lab.stores.pool import Pool
 
@@ -437,10 +446,10 @@ def test_data_in_memory_is_never_called_durable(monkeypatch: pytest.MonkeyPatch)
     settings = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}
     assert servers._durability(settings, "ext4").startswith("durable")
     assert servers._durability(settings, "tmpfs").startswith("not durable")
-    monkeypatch.setattr(embedded, "filesystem_of", lambda path: "ext4" if path == Path("/var/tmp") else "tmpfs")
-    assert embedded._on_disk() == Path("/var/tmp")
-    monkeypatch.setattr(embedded, "filesystem_of", lambda _: "ext4")
-    assert embedded._on_disk() is None
+    monkeypatch.setattr(directories, "filesystem_of", lambda path: "ext4" if path == Path("/var/tmp") else "tmpfs")
+    assert directories.on_disk() == Path("/var/tmp")
+    monkeypatch.setattr(directories, "filesystem_of", lambda _: "ext4")
+    assert directories.on_disk() is None
 
 
 async def test_nothing_is_left_in_the_database_afterwards() -> None:

@@ -8,9 +8,12 @@ from __future__ import annotations
 import fcntl
 import os
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from eventcore_lab.events import StoreUnreachable
 from eventcore_lab.stores.binaries import Account, run
@@ -114,3 +117,19 @@ def sweep(account: Account, places: Sequence[Path]) -> None:
                 clean(path, account)
             finally:
                 os.close(lock)
+
+
+IN_MEMORY = ("tmpfs", "ramfs")
+
+
+def filesystem_of(path: Path) -> str:
+    """The type of the filesystem that `path` lies on, "unknown" where the system does not tell."""
+    mounts = [each for each in psutil.disk_partitions(all=True) if path.is_relative_to(each.mountpoint)]
+    return str(max(mounts, key=lambda each: len(each.mountpoint)).fstype) if mounts else "unknown"
+
+
+def on_disk() -> Path | None:
+    """Where to put the data when the temporary directory is in memory, as on newer Debians; None where it is not."""
+    places = [Path(tempfile.gettempdir()).resolve(), Path("/var/tmp")]
+    disks = [place for place in places if place.is_dir() and filesystem_of(place) not in IN_MEMORY]
+    return disks[0] if disks and disks[0] != places[0] else None

@@ -46,7 +46,15 @@ from eventcore_lab.stores.binaries import (
     system_binaries,
     wheel_binaries,
 )
-from eventcore_lab.stores.directories import CLEAN, CLEAN_TIMEOUT_S, clean, make_directory, sweep
+from eventcore_lab.stores.directories import (
+    CLEAN,
+    CLEAN_TIMEOUT_S,
+    clean,
+    filesystem_of,
+    make_directory,
+    on_disk,
+    sweep,
+)
 
 USER = DATABASE = "postgres"
 SOCKET_PATH_MAX_BYTES = 107
@@ -55,7 +63,6 @@ START_TIMEOUT_S = 60
 QUIT_TIMEOUT_S = 5
 POLL_S = 0.005
 TCP_TRIES = 5
-IN_MEMORY = ("tmpfs", "ramfs")
 
 SETTINGS: Mapping[str, str] = MappingProxyType(
     {
@@ -361,21 +368,8 @@ def shared_server(origin: str = "wheel") -> EmbeddedServer:
         raise ValueError(f"unknown origin {origin!r} (known: {', '.join(sorted(_ORIGINS))})")
     with _shared_lock:
         if origin not in _shared:
-            _shared[origin] = EmbeddedServer(_ORIGINS[origin](), place=_on_disk())
+            _shared[origin] = EmbeddedServer(_ORIGINS[origin](), place=on_disk())
         return _shared[origin].start()
-
-
-def filesystem_of(path: Path) -> str:
-    """The type of the filesystem that `path` lies on, "unknown" where the system does not tell."""
-    mounts = [each for each in psutil.disk_partitions(all=True) if path.is_relative_to(each.mountpoint)]
-    return str(max(mounts, key=lambda each: len(each.mountpoint)).fstype) if mounts else "unknown"
-
-
-def _on_disk() -> Path | None:
-    """Where to put the data when the temporary directory is in memory, as on newer Debians; None where it is not."""
-    places = [Path(tempfile.gettempdir()).resolve(), Path("/var/tmp")]
-    disks = [place for place in places if place.is_dir() and filesystem_of(place) not in IN_MEMORY]
-    return disks[0] if disks and disks[0] != places[0] else None
 
 
 _ORIGINS = {"system": system_binaries, "wheel": wheel_binaries}

@@ -19,6 +19,7 @@ import psutil
 from eventcore_lab.events import StoreUnreachable
 from eventcore_lab.spec import UsageError, unknown
 from eventcore_lab.stores import embedded, postgres
+from eventcore_lab.stores.directories import IN_MEMORY
 from eventcore_lab.stores.pool import Pool, explained
 from eventcore_lab.stores.protocol import Address, Place, PoolSettings, Store, stores
 
@@ -118,7 +119,7 @@ async def _reached(attempt: Any) -> Any:
 
 def _durability(settings: dict[str, str], filesystem: str) -> str:
     """The class first, then what it rests on. `durable`: acknowledged means flushed to the device."""
-    if filesystem in embedded.IN_MEMORY:
+    if filesystem in IN_MEMORY:
         return f"not durable (the data is on {filesystem}, in memory)"
     names = ("fsync", "synchronous_commit", "full_page_writes")
     shown = ", ".join(f"{name}={settings[name]}" for name in names)
