@@ -14,7 +14,7 @@ from test_lab import MS, sample, spooled
 
 from eventcore_lab.lab import plots
 from eventcore_lab.lab.database import Lab
-from eventcore_lab.lab.measures import Run
+from eventcore_lab.lab.measures import Run, binned
 from eventcore_lab.lab.targets import Targets
 from eventcore_lab.schema import Outcome
 
@@ -90,7 +90,7 @@ def test_the_curve_ends_where_ten_samples_lie_beyond(lab: Lab) -> None:
 
 def test_rates_over_time_do_not_overflow(lab: Lab) -> None:
     lab.ingest(spooled(lab, "r1", [sample(k, k * MS, k * MS + 1) for k in range(1000)]))
-    frame = plots.binned(Run(lab, "r1"))
+    frame = binned(Run(lab, "r1"))
     assert frame["offered"].mean() == pytest.approx(1000, rel=0.01)
     assert frame["ok"].equals(frame["offered"])
 
@@ -102,13 +102,13 @@ def run_of(lab: Lab, rows: list[list[int]], run_id: str = "r1", **row: Any) -> R
 
 def test_what_never_ended_is_slower_than_any_over_time_too(lab: Lab) -> None:
     rows = [sample(k, k * MS, (k + 1) * MS, Outcome.DROPPED if k % 4 == 0 else Outcome.OK) for k in range(1000)]
-    frame = plots.binned(run_of(lab, rows))
+    frame = binned(run_of(lab, rows))
     assert set(frame["p99"]) == {math.inf} and frame["p50"].max() == pytest.approx(1)
     assert frame["unwell"].sum() == 250
 
 
 def test_an_operation_is_answered_when_it_ends_not_when_it_was_due(lab: Lab) -> None:
-    frame = plots.binned(run_of(lab, [sample(k, k * MS // 10, (500 + k // 10) * MS) for k in range(1000)]))
+    frame = binned(run_of(lab, [sample(k, k * MS // 10, (500 + k // 10) * MS) for k in range(1000)]))
     assert frame["ok"][0] == 0 and frame["ok"].sum() > 0
 
 

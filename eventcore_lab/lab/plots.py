@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from eventcore_lab.clock import NS_PER_S
-from eventcore_lab.lab.measures import MIB, PERCENTILES, Run
+from eventcore_lab.lab.measures import MIB, PERCENTILES, Run, binned
 from eventcore_lab.lab.picture import (
     BEHIND_TEXT,
     BLUE,
@@ -37,13 +37,11 @@ from eventcore_lab.lab.picture import (
 from eventcore_lab.lab.sentences import option
 from eventcore_lab.lab.stats import percentile, samples_needed
 from eventcore_lab.lab.targets import Targets, Threshold
-from eventcore_lab.schema import CENSORED, Outcome
 
 _COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, "#56B4E9")
 _MARKERS, _DASHES = "osD^vP", ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 _WORDS = {"commands_per_second": "commands per second", "events_per_second": "events per second"}
 _TAIL = (0.5, 0.9, 0.99, 0.999, 0.9999)
-BINS, SAMPLES_PER_BIN = 60, 20
 DEFAULTS = {"batch": 1, "concurrency": 10}
 
 
@@ -258,35 +256,6 @@ def over_time(run: Run, targets: Targets | None = None) -> Picture:
         _mark_events(upper, run)
         caption(picture, [run])
     return picture
-
-
-def binned(run: Run) -> pl.DataFrame:
-    """Columns t_s; p50, p99, worst (ms, of operations due in the bin; +inf where that many never ended); ok (per second,
-    ended in the bin), offered (per second, due in it), unwell (count)."""
-    if not len(run.samples):
-        return pl.DataFrame()
-    end_ns = max(run.warmup_ns + int(run.row["measured_ns"]), 1)
-    bins = int(np.clip(len(run.samples) // SAMPLES_PER_BIN, 1, BINS))
-    due, ended, outcome = (run.samples[c].to_numpy() for c in ("due_ns", "ended_ns", "outcome"))
-    ms = np.where(np.isin(outcome, CENSORED), math.inf, (ended - due) / 1e6)
-    has_latency = np.isin(outcome, (Outcome.OK, *CENSORED))
-    due_in, ended_in = np.maximum(due, 0) * bins // end_ns, np.maximum(ended, 0) * bins // end_ns
-    per_bin = [np.sort(ms[has_latency & (due_in == b)]) for b in range(bins)]
-    is_unwell = np.isin(outcome, (Outcome.FAILED, *CENSORED))
-    width_s = end_ns / bins / NS_PER_S
-
-    def count(where: Any) -> Any:  # what was due or ended after the window is not drawn
-        return np.bincount(where, minlength=bins)[:bins]
-
-    return pl.DataFrame(
-        {
-            "t_s": (np.arange(bins) + 0.5) * width_s,
-            **{k: [percentile(v, p) for v in per_bin] for k, p in (("p50", 0.5), ("p99", 0.99), ("worst", 1.0))},
-            "ok": count(ended_in[outcome == Outcome.OK]) / width_s,
-            "offered": count(due_in) / width_s,
-            "unwell": count(due_in[is_unwell]),
-        }
-    )
 
 
 def latency_over_time(frame: pl.DataFrame, axes: Axes) -> Axes:
