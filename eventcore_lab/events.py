@@ -7,8 +7,11 @@ A *version* counts the events of one stream (0 = no event yet), a *position* ord
 
 from __future__ import annotations
 
-import os
+import re
 import time
+from collections.abc import Sequence
+from functools import cached_property
+from random import SystemRandom
 from typing import NewType
 from uuid import UUID
 
@@ -37,6 +40,7 @@ def stream_id(text: str) -> StreamId:
     return StreamId(text)
 
 
+_random_bits = SystemRandom().getrandbits
 _last_id_ms = 0
 _id_counter = 0
 
@@ -55,8 +59,7 @@ def new_event_id() -> UUID:
         _id_counter += 1
         if _id_counter > 0xFFF:
             _last_id_ms, _id_counter = _last_id_ms + 1, 0
-    chance = int.from_bytes(os.urandom(8), "big") & 0x3FFF_FFFF_FFFF_FFFF
-    return UUID(int=_last_id_ms << 80 | 0x7 << 76 | _id_counter << 64 | 0x2 << 62 | chance)
+    return UUID(int=_last_id_ms << 80 | 0x7 << 76 | _id_counter << 64 | 0x2 << 62 | _random_bits(62))
 
 
 class NewEvent(Struct, frozen=True, gc=False):
@@ -93,11 +96,86 @@ class StreamWrite(Struct, frozen=True):
     events: tuple[NewEvent, ...] = ()
 
 
+def check_distinct(writes: Sequence[StreamWrite]) -> None:
+    """ValueError when an append names a stream twice: which of the two expectations would hold?"""
+    if len({w.stream for w in writes}) != len(writes):
+        twice = next(w.stream for i, w in enumerate(writes) if any(w.stream == v.stream for v in writes[:i]))
+        raise ValueError(f"an append names each stream once, this one names {twice!r} twice")
+
+
 class AppendResult(Struct, frozen=True, gc=False):
     """An acknowledged append: the version of each stream after it, in the order of its writes, and its last position."""
 
     versions: tuple[int, ...]
     position: Position = 0
+
+
+class Snapshot(Struct, frozen=True):
+    """A folded state kept under a key, and the version of every stream it was folded from."""
+
+    key: str
+    versions: dict[StreamId, int]
+    state: bytes
+
+    def is_behind(self, other: Snapshot) -> bool:
+        """Whether `other` has seen more of any stream than this one, so that saving this one would go back."""
+        return any(self.versions.get(stream, 0) < version for stream, version in other.versions.items())
+
+
+class Filter(Struct, frozen=True, dict=True):
+    """Which events of a store a reader wants; an empty field asks for nothing, and all fields must hold.
+
+    `prefix` is the start of the stream's id, character by character. `glob` is a pattern for the whole id: `*` any
+    characters, `?` one, `[0-9]` one of these, `[!0-9]` one of the others. `types` are event types, any of which will do.
+    """
+
+    prefix: str = ""
+    glob: str = ""
+    types: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.glob:
+            re.compile(self.regex)
+
+    def matches(self, stream: str, event_type: str) -> bool:
+        """Whether an event of `stream` is wanted."""
+        if self.types and event_type not in self.types:
+            return False
+        return stream.startswith(self.prefix) and (not self.glob or self._compiled.fullmatch(stream) is not None)
+
+    @cached_property
+    def regex(self) -> str:
+        """`glob` as a regular expression for the whole id, in the words that Python and PostgreSQL share; "" for none."""
+        parts, at = [], 0
+        for match in _GLOB_PART.finditer(self.glob):
+            if match.start() != at:
+                raise ValueError(f"the pattern {self.glob!r} has a [ or ] that nothing closes or opens")
+            at = match.end()
+            parts.append(_as_regex(match.group()))
+        if at != len(self.glob):
+            raise ValueError(f"the pattern {self.glob!r} has a [ or ] that nothing closes or opens")
+        return "".join(parts)
+
+    @cached_property
+    def _compiled(self) -> re.Pattern[str]:
+        return re.compile(self.regex, re.DOTALL)
+
+
+EVERYTHING = Filter()
+
+_GLOB_PART = re.compile(r"\[[!^]?[^\[\]]+\]|[^\[\]]", re.DOTALL)
+
+
+def _as_regex(part: str) -> str:
+    if part == "*":
+        return ".*"
+    if part == "?":
+        return "."
+    if len(part) > 1:
+        negated = part[1] in "!^"
+        inside = part[2 if negated else 1 : -1].replace("\\", r"\\").replace("^", r"\^")
+        return f"[{'^' if negated else ''}{inside}]"
+    return part if part.isalnum() or part == "_" or ord(part) > 127 else "\\" + part
 
 
 class StreamSlice(Struct, frozen=True):

@@ -1,7 +1,9 @@
 """One line of text for one thing: `poisson:rate=500`, `postgres:chapter`, `env:LAB_DSN`.
 
-    spec   = name [":" part {"," part}]
+    spec   = name ["(" spec ")"] [":" part {"," part}]
     part   = key "=" value | variant
+
+In parentheses stands what a wrapper wraps: `grouped(postgres:synchronous_commit=off):size=100`.
 
 The same words stand in a notebook's parameters cell, on the command line and in the `runs` table. A `Registry` maps the
 names of one kind (stores, workloads, pacers …) to functions; what a name accepts is that function's own signature.
@@ -26,15 +28,17 @@ class UsageError(ValueError):
 
 
 class Spec(Struct, frozen=True):
-    """A parsed line: a name, at most one variant, and options still as text."""
+    """A parsed line: a name, what it wraps if it is a wrapper, at most one variant, and options still as text."""
 
     name: str
     variant: str = ""
     options: tuple[tuple[str, str], ...] = ()
+    inner: Spec | None = None
 
     def __str__(self) -> str:
         parts = ([self.variant] if self.variant else []) + [f"{k}={v}" for k, v in self.options]
-        return self.name + (":" + ",".join(parts) if parts else "")
+        wrapped = "" if self.inner is None else f"({self.inner})"
+        return self.name + wrapped + (":" + ",".join(parts) if parts else "")
 
 
 _NAME = re.compile(r"[A-Za-z_][\w.-]*\Z")
@@ -48,13 +52,27 @@ def parse(text: str, kind: str = "spec") -> Spec:
             f"{kind}: a DSN may hold a password and would be recorded; pass it by name: "
             f"export LAB_DSN='postgresql://…' and say env:LAB_DSN"
         )
-    name, colon, rest = text.strip().partition(":")
+    name, inner, rest = _wrapped(text.strip(), kind)
     if not _NAME.match(name):
         raise UsageError(f"{kind}: {shown(text)} does not start with a name (write name:key=value,key=value)")
-    variants, options = _parts(rest, text, kind) if colon else ([], {})
+    variants, options = _parts(rest, text, kind) if rest is not None else ([], {})
     if len(variants) > 1:
         raise UsageError(f"{kind}: {shown(text)} names two variants, {shown(variants[0])} and {shown(variants[1])}")
-    return Spec(name, variants[0] if variants else "", tuple(options.items()))
+    wrapped = None if inner is None else parse(inner, kind)
+    return Spec(name, variants[0] if variants else "", tuple(options.items()), wrapped)
+
+
+def _wrapped(text: str, kind: str) -> tuple[str, str | None, str | None]:
+    """`text` as name, what stands in its parentheses, and what stands behind the colon; None where there is none."""
+    head, colon, rest = text.partition(":")
+    name, opening, _ = head.partition("(")
+    if not opening:
+        return name, None, rest if colon else None
+    closing = text.rfind(")")
+    behind = text[closing + 1 :]
+    if closing < 0 or (behind and not behind.startswith(":")):
+        raise UsageError(f"{kind}: {shown(text)} has a parenthesis that is not closed (write name(inner):key=value)")
+    return name, text[len(name) + 1 : closing], behind[1:] if behind else None
 
 
 def _parts(rest: str, text: str, kind: str) -> tuple[list[str], dict[str, str]]:
@@ -102,7 +120,8 @@ def value_of(text: str, kind: type, what: str) -> Any:
 
 class Registry(Generic[T]):
     """The names of one kind. `@stores.register("memory")` above a function; its annotated keyword-only parameters are
-    the options, a parameter called `variant` takes the variant, the first line of its docstring is the help."""
+    the options, a parameter called `variant` takes the variant, one called `inner` what the spec wraps, made already; the
+    first line of its docstring is the help."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -122,16 +141,19 @@ class Registry(Generic[T]):
 
     def describe(self) -> Mapping[str, tuple[str, str]]:
         """name → (how to write it with its defaults, what it is)."""
-        return {name: (self._usage(name), _first_line(self._makers[name])) for name in self.names()}
+        return {name: (self._usage(name), _first_line(self._maker(name))) for name in self.names()}
 
     def make(self, text: str | Spec, **context: Any) -> T:
         """The thing `text` describes. `context` goes to parameters of those names if the maker has them."""
         spec = text if isinstance(text, Spec) else parse(text, self.kind)
-        if spec.name not in self._makers:
-            raise unknown(self.kind, spec.name, self._makers)
-        maker = self._makers[spec.name]
+        maker = self._maker(spec.name)
         accepted = self._options(spec.name)
-        arguments = {k: v for k, v in context.items() if k in inspect.signature(maker).parameters}
+        parameters = inspect.signature(maker).parameters
+        arguments = {k: v for k, v in context.items() if k in parameters}
+        if ("inner" in parameters) != (spec.inner is not None):
+            raise UsageError(f"{self.kind}: write {self._usage(spec.name)}, not {shown(str(spec))}")
+        if spec.inner is not None:
+            arguments["inner"] = self.make(spec.inner, **context)
         if spec.variant:
             if "variant" not in accepted:
                 raise UsageError(f"{self.kind} {spec.name} has no variants; write {self._usage(spec.name)}")
@@ -147,8 +169,13 @@ class Registry(Generic[T]):
         except ValueError as error:
             raise UsageError(f"{self.kind} {spec.name}: {error}") from None
 
+    def _maker(self, name: str) -> Callable[..., T]:
+        if name not in self._makers:
+            raise unknown(self.kind, name, self.names())
+        return self._makers[name]
+
     def _options(self, name: str) -> dict[str, tuple[type, Any]]:
-        maker = self._makers[name]
+        maker = self._maker(name)
         hints = get_type_hints(maker)
         return {
             p.name: (hints[p.name], p.default)
@@ -161,7 +188,8 @@ class Registry(Generic[T]):
         options = self._options(name)
         variant = options.pop("variant", None)
         parts = ([f"[{variant[1] or 'variant'}]"] if variant else []) + [f"{k}={v[1]}" for k, v in options.items()]
-        return name + (":" + ",".join(parts) if parts else "")
+        wrapper = f"({self.kind})" if "inner" in inspect.signature(self._maker(name)).parameters else ""
+        return name + wrapper + (":" + ",".join(parts) if parts else "")
 
 
 def _first_line(maker: Callable[..., Any]) -> str:

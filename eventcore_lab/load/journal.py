@@ -22,7 +22,8 @@ from eventcore_lab.events import (
     VersionConflict,
 )
 from eventcore_lab.schema import Outcome, current_attempt
-from eventcore_lab.stores.protocol import Store, stream_all
+from eventcore_lab.stores.protocol import Store
+from eventcore_lab.stores.reading import stream_all
 
 _Entry = tuple[int, Sequence[StreamWrite], int, "tuple[int, ...] | None"]
 
@@ -75,6 +76,10 @@ class Journal:
         self.read_stream = store.read_stream
         self.read_streams = store.read_streams
         self.read_all = store.read_all
+        self.last_position = store.last_position
+        self.load_checkpoint, self.save_checkpoint = store.load_checkpoint, store.save_checkpoint
+        self.load_snapshot, self.save_snapshot = store.load_snapshot, store.save_snapshot
+        self.try_lead = store.try_lead
         self.close = store.close
 
     async def append(self, writes: Sequence[StreamWrite]) -> AppendResult:

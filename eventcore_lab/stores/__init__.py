@@ -5,13 +5,26 @@ from eventcore_lab.stores import servers as servers
 from eventcore_lab.stores.protocol import (
     Address,
     Driver,
+    Lease,
     Place,
     PoolSettings,
     Store,
     open_store,
     stores,
-    stream_all,
-    stream_events,
 )
+from eventcore_lab.stores.reading import Polling, follow, stream_all, stream_events
 
-__all__ = ["Address", "Driver", "Place", "PoolSettings", "Store", "open_store", "stores", "stream_all", "stream_events"]
+__all__ = [
+    "Address",
+    "Driver",
+    "Lease",
+    "Place",
+    "Polling",
+    "PoolSettings",
+    "Store",
+    "follow",
+    "open_store",
+    "stores",
+    "stream_all",
+    "stream_events",
+]

@@ -4,20 +4,26 @@ and so shows what the harness itself costs."""
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from itertools import islice
+from types import MappingProxyType
 
 from eventcore_lab.events import (
+    EVERYTHING,
     AppendResult,
+    Filter,
     Position,
+    Snapshot,
     StoredEvent,
     StoreError,
     StreamId,
     StreamSlice,
     StreamWrite,
     VersionConflict,
+    check_distinct,
 )
-from eventcore_lab.stores.protocol import Address, Place, PoolSettings, Store, stores
+from eventcore_lab.stores.protocol import Address, Lease, Place, PoolSettings, Store, stores
 
 
 class Memory:
@@ -26,6 +32,9 @@ class Memory:
     def __init__(self) -> None:
         self._all: list[StoredEvent] = []
         self._streams: dict[StreamId, list[StoredEvent]] = {}
+        self._checkpoints: dict[str, Position] = {}
+        self._snapshots: dict[str, Snapshot] = {}
+        self._leases: set[str] = set()
 
     async def append(self, writes: Sequence[StreamWrite]) -> AppendResult:
         return self._append(writes)
@@ -40,6 +49,8 @@ class Memory:
             return conflict
 
     def _append(self, writes: Sequence[StreamWrite]) -> AppendResult:
+        if len(writes) > 1:
+            check_distinct(writes)
         for write in writes:
             if write.expected >= 0:
                 actual = len(self._streams.get(write.stream, ()))
@@ -68,21 +79,47 @@ class Memory:
     async def read_streams(self, streams: Sequence[StreamId]) -> list[StreamSlice]:
         return [StreamSlice(s, len(self._streams.get(s, ())), tuple(self._streams.get(s, ()))) for s in streams]
 
-    async def read_all(
-        self, after: Position = 0, limit: int = 1000, *, prefix: str = "", types: Sequence[str] = ()
-    ) -> list[StoredEvent]:
-        if not prefix and not types:
+    async def read_all(self, after: Position = 0, limit: int = 1000, where: Filter = EVERYTHING) -> list[StoredEvent]:
+        if where == EVERYTHING:
             return self._all[after : after + limit]
-        found: list[StoredEvent] = []
-        for event in self._all[after:]:
-            if len(found) == limit:
-                break
-            if event.stream.startswith(prefix) and (not types or event.type in types):
-                found.append(event)
-        return found
+        wanted = (e for e in islice(self._all, after, None) if where.matches(e.stream, e.type))
+        return list(islice(wanted, limit))
+
+    async def last_position(self) -> Position:
+        return len(self._all)
+
+    async def load_checkpoint(self, name: str) -> Position | None:
+        return self._checkpoints.get(name)
+
+    async def save_checkpoint(self, name: str, position: Position) -> None:
+        self._checkpoints[name] = position
+
+    async def load_snapshot(self, key: str) -> Snapshot | None:
+        return self._snapshots.get(key)
+
+    async def save_snapshot(self, snapshot: Snapshot) -> bool:
+        there = self._snapshots.get(snapshot.key)
+        if there is not None and snapshot.is_behind(there):
+            return False
+        self._snapshots[snapshot.key] = snapshot
+        return True
+
+    async def try_lead(self, name: str) -> Lease | None:
+        if name in self._leases:
+            return None
+        self._leases.add(name)
+        return _Lease(self._leases, name)
 
     async def close(self) -> None:
         return
+
+
+class _Lease:
+    def __init__(self, held: set[str], name: str) -> None:
+        self._held, self._name = held, name
+
+    async def release(self) -> None:
+        self._held.discard(self._name)
 
 
 class Null:
@@ -98,26 +135,32 @@ class Null:
     async def append_many(self, requests: Sequence[Sequence[StreamWrite]]) -> list[AppendResult | StoreError]:
         return [await self.append(writes) for writes in requests]
 
-    async def read_stream(
-        self,
-        stream: StreamId,
-        from_version: int = 1,
-        limit: int | None = None,
-    ) -> StreamSlice:
+    async def read_stream(self, stream: StreamId, from_version: int = 1, limit: int | None = None) -> StreamSlice:
         return StreamSlice(stream, 0)
 
     async def read_streams(self, streams: Sequence[StreamId]) -> list[StreamSlice]:
         return [StreamSlice(stream, 0) for stream in streams]
 
-    async def read_all(
-        self,
-        after: Position = 0,
-        limit: int = 1000,
-        *,
-        prefix: str = "",
-        types: Sequence[str] = (),
-    ) -> list[StoredEvent]:
+    async def read_all(self, after: Position = 0, limit: int = 1000, where: Filter = EVERYTHING) -> list[StoredEvent]:
         return []
+
+    async def last_position(self) -> Position:
+        return 0
+
+    async def load_checkpoint(self, name: str) -> Position | None:
+        return None
+
+    async def save_checkpoint(self, name: str, position: Position) -> None:
+        return
+
+    async def load_snapshot(self, key: str) -> Snapshot | None:
+        return None
+
+    async def save_snapshot(self, snapshot: Snapshot) -> bool:
+        return False
+
+    async def try_lead(self, name: str) -> Lease | None:
+        return _Lease(set(), name)
 
     async def close(self) -> None:
         return
@@ -127,6 +170,7 @@ class _InProcess:
     """The driver of a store that lives in the memory of the process that connects."""
 
     is_shared = False
+    lacks: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, name: str, make: type[Memory] | type[Null], durability: str) -> None:
         self._name, self._make, self._durability = name, make, durability

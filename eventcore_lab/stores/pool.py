@@ -104,6 +104,14 @@ class Pool:
     async def _connect(self) -> Connection:
         """A new connection in the place already counted in `_open`; the place is free again when there is none."""
         try:
+            return await self.connect()
+        except BaseException:
+            self._free_place()
+            raise
+
+    async def connect(self) -> Connection:
+        """A connection like those of the pool, but outside it and not counted: whoever asks for it closes it."""
+        try:
             return Connection(
                 await asyncpg.connect(
                     self._dsn,
@@ -113,11 +121,8 @@ class Pool:
                     server_settings=self._server_settings,
                 )
             )
-        except BaseException as error:
-            self._free_place()
-            if isinstance(error, Exception):
-                raise StoreUnreachable(explained(error)) from None
-            raise
+        except Exception as error:
+            raise StoreUnreachable(explained(error)) from None
 
     async def _wait(self) -> Connection:
         waiter: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()

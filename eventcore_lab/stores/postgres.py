@@ -12,20 +12,26 @@ from importlib.resources import files
 from typing import Any
 
 import asyncpg
+import msgspec
 
 from eventcore_lab.events import (
+    EVERYTHING,
     AppendResult,
     EventRejected,
+    Filter,
     OutcomeUnknown,
     Position,
+    Snapshot,
     StoredEvent,
     StoreError,
     StreamId,
     StreamSlice,
     StreamWrite,
     VersionConflict,
+    check_distinct,
 )
 from eventcore_lab.stores.pool import Connection, Pool
+from eventcore_lab.stores.protocol import Lease
 
 SCHEMA_SQL = files("eventcore_lab.stores").joinpath("sql/postgres.sql").read_text()
 
@@ -44,8 +50,19 @@ _READ_STREAMS = f"""SELECT {_COLUMNS} FROM events
 _READ_ALL = f"""SELECT {_COLUMNS} FROM events
     WHERE position > $1 ORDER BY position LIMIT $2"""
 _READ_ALL_SETTLED = f"""SELECT {_COLUMNS} FROM events
-    WHERE position > $1 AND position <= $3 AND starts_with(stream_id, $4) AND ($5::text[] = '{{}}' OR event_type = ANY($5))
-    ORDER BY position LIMIT $2"""
+    WHERE position > $1 AND position <= $3 AND starts_with(stream_id, $4) AND ($5 = '' OR stream_id ~ $5)
+    AND ($6::text[] = '{{}}' OR event_type = ANY($6)) ORDER BY position LIMIT $2"""
+_LOAD_CHECKPOINT = "SELECT position FROM checkpoints WHERE name = $1"
+_SAVE_CHECKPOINT = (
+    """INSERT INTO checkpoints VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET position = excluded.position"""
+)
+_LOAD_SNAPSHOT = "SELECT versions, state FROM snapshots WHERE key = $1"
+_SAVE_SNAPSHOT = """INSERT INTO snapshots AS s VALUES ($1, $2, $3)
+    ON CONFLICT (key) DO UPDATE SET versions = excluded.versions, state = excluded.state
+    WHERE NOT EXISTS (SELECT FROM jsonb_each_text(s.versions) AS seen(stream, version)
+                      WHERE seen.version::bigint > coalesce((excluded.versions ->> seen.stream)::bigint, 0))
+    RETURNING 1"""
+_TRY_LEAD = "SELECT pg_try_advisory_lock(hashtextextended(current_schema() || '/' || $1, 1))"
 
 
 class Postgres:
@@ -67,6 +84,7 @@ class Postgres:
         return AppendResult((head + len(write.events),), position)
 
     async def _append_all(self, writes: Sequence[StreamWrite]) -> AppendResult:
+        check_distinct(writes)
         heads, position = await self._write(
             _APPEND_ALL,
             [w.stream for w in writes],
@@ -102,6 +120,11 @@ class Postgres:
             heads, positions = await self._write(
                 _APPEND_EACH, [w.stream for w in writes], [w.expected for w in writes], *_placed(writes)
             )
+        except EventRejected as error:  # one of them, and nothing was written: the others must not suffer
+            if len(writes) == 1:
+                return [error]
+            half = len(writes) // 2
+            return await self._append_each(writes[:half]) + await self._append_each(writes[half:])
         except StoreError as error:
             return [error] * len(writes)
         results: list[AppendResult | StoreError] = []
@@ -151,16 +174,41 @@ class Postgres:
             found[row[1]].append(StoredEvent(*row))
         return [StreamSlice(s, len(found[s]), tuple(found[s])) for s in streams]
 
-    async def read_all(
-        self, after: Position = 0, limit: int = 1000, *, prefix: str = "", types: Sequence[str] = ()
-    ) -> list[StoredEvent]:
-        if not prefix and not types:
+    async def read_all(self, after: Position = 0, limit: int = 1000, where: Filter = EVERYTHING) -> list[StoredEvent]:
+        if where == EVERYTHING:
             rows = await self._read(_READ_ALL, after, limit)
             if not rows or self._horizon.covers(after, rows[0][0], rows[-1][0], len(rows)):
                 return [StoredEvent(*row) for row in rows]
         settled = await self._settled()
-        rows = await self._read(_READ_ALL_SETTLED, after, limit, settled, prefix, list(types))
+        pattern = f"^(?:{where.regex})$" if where.glob else ""
+        rows = await self._read(_READ_ALL_SETTLED, after, limit, settled, where.prefix, pattern, list(where.types))
         return [StoredEvent(*row) for row in rows]
+
+    async def last_position(self) -> Position:
+        return await self._settled()
+
+    async def load_checkpoint(self, name: str) -> Position | None:
+        rows = await self._read(_LOAD_CHECKPOINT, name)
+        return int(rows[0][0]) if rows else None
+
+    async def save_checkpoint(self, name: str, position: Position) -> None:
+        await self._read(_SAVE_CHECKPOINT, name, position)
+
+    async def load_snapshot(self, key: str) -> Snapshot | None:
+        rows = await self._read(_LOAD_SNAPSHOT, key)
+        return Snapshot(key, msgspec.json.decode(rows[0][0]), rows[0][1]) if rows else None
+
+    async def save_snapshot(self, snapshot: Snapshot) -> bool:
+        versions = msgspec.json.encode(snapshot.versions).decode()
+        return bool(await self._read(_SAVE_SNAPSHOT, snapshot.key, versions, snapshot.state))
+
+    async def try_lead(self, name: str) -> Lease | None:
+        """The lease is a session lock on a connection of its own: it ends with the connection, whatever happens to us."""
+        connection = await self._pool.connect()
+        if (await connection.fetch_row(_TRY_LEAD, name))[0]:
+            return _Lease(connection)
+        await connection.raw.close(timeout=5)
+        return None
 
     async def _settled(self) -> Position:
         connection = await self._pool.acquire()
@@ -188,6 +236,17 @@ class Postgres:
 
     async def close(self) -> None:
         await self._pool.close()
+
+
+class _Lease:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def release(self) -> None:
+        try:
+            await self._connection.raw.close(timeout=5)
+        except Exception:  # a server that is gone has given the lock back already
+            self._connection.raw.terminate()
 
 
 class _Horizon:

@@ -9,23 +9,49 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
 from typing import Protocol
 
 from msgspec import Struct
 
-from eventcore_lab.events import AppendResult, Position, StoredEvent, StoreError, StreamId, StreamSlice, StreamWrite
-from eventcore_lab.spec import Registry
+from eventcore_lab.events import (
+    EVERYTHING,
+    AppendResult,
+    Filter,
+    Position,
+    Snapshot,
+    StoredEvent,
+    StoreError,
+    StreamId,
+    StreamSlice,
+    StreamWrite,
+)
+from eventcore_lab.spec import Registry, UsageError
+
+ENTRY_POINTS = "eventcore_lab.stores"
+
+
+class Lease(Protocol):
+    """Being the only one who does something, until `release` or the end of the connection or process."""
+
+    async def release(self) -> None: ...
 
 
 class Store(Protocol):
-    """An event store, seen from one process. All methods may be called by many tasks at once."""
+    """An event store, seen from one process. All methods may be called by many tasks at once.
+
+    Raised by any of them: StoreUnreachable when no connection can be had, StoreError when the store refuses. Appends
+    raise OutcomeUnknown when no answer came: they may have happened.
+    """
 
     async def append(self, writes: Sequence[StreamWrite]) -> AppendResult:
-        """All of `writes` (one per stream) or none. Raises VersionConflict with the true actual version."""
+        """All of `writes` (one per stream) or none. Raises VersionConflict with the true actual version, EventRejected
+        for an event the store cannot hold."""
         ...
 
     async def append_many(self, requests: Sequence[Sequence[StreamWrite]]) -> list[AppendResult | StoreError]:
-        """Independent appends, each with its own result in its own place: no conflict fails a neighbour."""
+        """Independent appends, each with its own result in its own place: no conflict fails a neighbour. Requests that
+        share a stream take effect in the order given."""
         ...
 
     async def read_stream(self, stream: StreamId, from_version: int = 1, limit: int | None = None) -> StreamSlice:
@@ -36,11 +62,31 @@ class Store(Protocol):
         """Several whole streams as of one instant, in the order asked for."""
         ...
 
-    async def read_all(
-        self, after: Position = 0, limit: int = 1000, *, prefix: str = "", types: Sequence[str] = ()
-    ) -> list[StoredEvent]:
-        """Events behind `after` in position order, at most `limit`, filtered (before the limit) by the start of their
-        stream's id and by type. Reading on from the last position misses nothing that is committed later."""
+    async def read_all(self, after: Position = 0, limit: int = 1000, where: Filter = EVERYTHING) -> list[StoredEvent]:
+        """Events behind `after` in position order that `where` wants, at most `limit` of them. Reading on from the last
+        position misses nothing that is committed later."""
+        ...
+
+    async def last_position(self) -> Position:
+        """The highest position behind which nothing can appear any more: read up to it, and go on from it. 0 = empty."""
+        ...
+
+    async def load_checkpoint(self, name: str) -> Position | None:
+        """How far the reader `name` has come; None if it never saved."""
+        ...
+
+    async def save_checkpoint(self, name: str, position: Position) -> None:
+        """Remember how far the reader `name` has come, whatever was there before."""
+        ...
+
+    async def load_snapshot(self, key: str) -> Snapshot | None: ...
+
+    async def save_snapshot(self, snapshot: Snapshot) -> bool:
+        """Keep it, unless the one already there has seen more of any stream; says whether it was kept."""
+        ...
+
+    async def try_lead(self, name: str) -> Lease | None:
+        """Become the only one of all processes with the lease `name`; None if somebody else has it."""
         ...
 
     async def close(self) -> None: ...
@@ -80,7 +126,8 @@ class PoolSettings(Struct, frozen=True, kw_only=True):
 
 
 class Address(Struct, frozen=True):
-    """Where a provisioned store is. Handed to worker processes in memory only: the DSN may hold a password."""
+    """Where a provisioned store is. Handed to worker processes in memory only: the DSN may hold a password. `schema` is
+    the place within the server: a schema's name, a file's path."""
 
     spec: str
     dsn: str = ""
@@ -100,15 +147,42 @@ class Place:
 
 
 class Driver(Protocol):
-    """What a store's spec stands for. `is_shared`: several processes see the same events at one address."""
+    """What a store's spec stands for.
 
-    is_shared: bool
+    `is_shared`: several processes see the same events at one address. `lacks`: the claims of the conformance suite that
+    this store does not keep, by name, each with the reason; {} for a store that keeps them all.
+    """
 
+    @property
+    def is_shared(self) -> bool: ...
+    @property
+    def lacks(self) -> Mapping[str, str]: ...
     def provision(self) -> AbstractAsyncContextManager[Place]: ...
     async def connect(self, address: Address, pool: PoolSettings) -> Store: ...
 
 
-stores: Registry[Driver] = Registry("store")
+class _Stores(Registry[Driver]):
+    """The drivers of this package, and those that other installed packages offer under ENTRY_POINTS: a name, and a
+    function like those that are registered here. Theirs are imported when first asked for."""
+
+    def __init__(self) -> None:
+        super().__init__("store")
+        self._offered: dict[str, EntryPoint] = {e.name: e for e in entry_points(group=ENTRY_POINTS)}
+
+    def names(self) -> list[str]:
+        return sorted({*super().names(), *self._offered})
+
+    def _maker(self, name: str) -> Callable[..., Driver]:
+        offered = self._offered.get(name)
+        if offered is not None and name not in self._makers:
+            try:
+                self._makers[name] = offered.load()
+            except ImportError as error:
+                raise UsageError(f"store {name}: {offered.value} cannot be imported: {error}") from None
+        return super()._maker(name)
+
+
+stores: Registry[Driver] = _Stores()
 
 
 @asynccontextmanager
@@ -121,27 +195,3 @@ async def open_store(spec: str, pool: PoolSettings | None = None) -> AsyncIterat
             yield store
         finally:
             await store.close()
-
-
-async def stream_all(store: Store, after: Position = 0, page: int = 1000) -> AsyncIterator[StoredEvent]:
-    """Everything behind `after` in position order, `page` events in memory at a time. Raises StoreError when a page ends
-    where it began, which would be read for ever."""
-    while events := await store.read_all(after, page):
-        if events[-1].position <= after:
-            raise StoreError(f"read_all gave position {events[-1].position} as the last behind {after}")
-        for event in events:
-            yield event
-        after = events[-1].position
-
-
-async def stream_events(
-    store: Store, stream: StreamId, from_version: int = 1, page: int = 1000
-) -> AsyncIterator[StoredEvent]:
-    """One stream from `from_version` on, `page` events in memory at a time."""
-    while True:
-        events = (await store.read_stream(stream, from_version, page)).events
-        for event in events:
-            yield event
-        if len(events) < page:
-            return
-        from_version = events[-1].version + 1

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Any
 
 import asyncpg
@@ -61,6 +62,7 @@ class PostgresDriver:
     """Provisions a schema on the server that `server()` gives."""
 
     is_shared = True
+    lacks: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, server: Callable[[], _Server], synchronous_commit: str) -> None:
         if synchronous_commit not in _SYNCHRONOUS_COMMIT:

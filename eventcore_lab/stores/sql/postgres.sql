@@ -25,6 +25,9 @@ CREATE TABLE events (
     UNIQUE (position)
 );
 
+CREATE TABLE checkpoints (name text COLLATE "C" PRIMARY KEY, position numeric NOT NULL);
+CREATE TABLE snapshots (key text COLLATE "C" PRIMARY KEY, versions jsonb NOT NULL, state bytea NOT NULL);
+
 -- One stream. p_expected < 0: any version. Returns head = the version found, last_position = NULL on a conflict.
 CREATE FUNCTION append_one(
     p_stream text, p_expected bigint, p_ids uuid[], p_types text[], p_data bytea[], p_meta bytea[],

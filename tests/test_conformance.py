@@ -1,0 +1,17 @@
+"""Every driver keeps the claims of the conformance suite, but for those it declares to lack; and the suite can tell."""
+
+from __future__ import annotations
+
+import pytest
+
+from eventcore_lab.stores import stores
+from eventcore_lab.stores.conformance import CLAIMS, examined
+
+SPECS = ("memory", "postgres")
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+@pytest.mark.parametrize("spec", SPECS)
+async def test_the_driver_is_what_it_says_it_is(spec: str, name: str) -> None:
+    finding = await examined(stores.make(spec), CLAIMS[name])
+    assert finding.is_met, f"{finding.status}: {finding.detail}"
