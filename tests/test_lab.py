@@ -19,7 +19,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eventcore_lab.events import AppendResult, NewEvent, StoredEvent, StoreError, StreamId, StreamWrite, VersionConflict
+from eventcore_lab.events import (
+    EVERYTHING,
+    AppendResult,
+    Filter,
+    NewEvent,
+    StoredEvent,
+    StoreError,
+    StreamId,
+    StreamWrite,
+    VersionConflict,
+)
 from eventcore_lab.experiment import Experiment, measure
 from eventcore_lab.lab import stats
 from eventcore_lab.lab.checkers import CHECKERS, Finding, check
@@ -30,6 +40,7 @@ from eventcore_lab.load.journal import Journal, read_back
 from eventcore_lab.schema import LOCK_FILE, SAMPLE_WORDS, TABLES, ExitCode, Outcome, packed
 from eventcore_lab.spec import UsageError
 from eventcore_lab.stores.memory import Memory
+from eventcore_lab.stores.wrapper import Wrapper
 
 # statistics
 
@@ -294,17 +305,15 @@ class WritesThenRefuses(Memory):
             raise
 
 
-class Changes:
+class Changes(Wrapper):
     """A memory store whose content is changed as it is read back."""
 
     def __init__(self, change: Any) -> None:
-        self._inner, self._change = Memory(), change
-        self.append, self.append_many = self._inner.append, self._inner.append_many
-        self.read_stream, self.read_streams = self._inner.read_stream, self._inner.read_streams
-        self.close = self._inner.close
+        super().__init__(Memory())
+        self._change = change
 
-    async def read_all(self, after: int = 0, limit: int = 1000, **_: Any) -> list[StoredEvent]:
-        events = [self._change(e) for e in await self._inner.read_all(after, limit)]
+    async def read_all(self, after: int = 0, limit: int = 1000, where: Filter = EVERYTHING) -> list[StoredEvent]:
+        events = [self._change(e) for e in await self.inner.read_all(after, limit, where)]
         return [e for e in events if e is not None]
 
 

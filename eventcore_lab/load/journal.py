@@ -24,6 +24,7 @@ from eventcore_lab.events import (
 from eventcore_lab.schema import Outcome, current_attempt
 from eventcore_lab.stores.protocol import Store
 from eventcore_lab.stores.reading import stream_all
+from eventcore_lab.stores.wrapper import Wrapper
 
 _Entry = tuple[int, Sequence[StreamWrite], int, "tuple[int, ...] | None"]
 
@@ -67,26 +68,18 @@ def digest(event_type: str, data: bytes, meta: bytes) -> int:
     return zlib.crc32(meta, zlib.crc32(data, zlib.crc32(event_type.encode())))
 
 
-class Journal:
+class Journal(Wrapper):
     """A Store around another that keeps a list of all appends. Reads go straight through."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        super().__init__(store)
         self._entries: list[_Entry] = []
-        self.read_stream = store.read_stream
-        self.read_streams = store.read_streams
-        self.read_all = store.read_all
-        self.last_position = store.last_position
-        self.load_checkpoint, self.save_checkpoint = store.load_checkpoint, store.save_checkpoint
-        self.load_snapshot, self.save_snapshot = store.load_snapshot, store.save_snapshot
-        self.try_lead = store.try_lead
-        self.close = store.close
 
     async def append(self, writes: Sequence[StreamWrite]) -> AppendResult:
         attempt = current_attempt.get()
         operation = attempt.operation if attempt is not None else -1
         try:
-            result = await self._store.append(writes)
+            result = await self.inner.append(writes)
         except BaseException as error:
             self._entries.append((operation, writes, outcome_of(error), None))
             raise
@@ -97,7 +90,7 @@ class Journal:
         attempt = current_attempt.get()
         operation = attempt.operation if attempt is not None else -1
         try:
-            results = await self._store.append_many(requests)
+            results = await self.inner.append_many(requests)
         except BaseException as error:
             self._entries.extend((operation, writes, outcome_of(error), None) for writes in requests)
             raise

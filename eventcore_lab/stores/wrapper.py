@@ -1,0 +1,62 @@
+"""A store around a store that passes everything on: what a wrapper starts from, to change one thing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from eventcore_lab.events import (
+    EVERYTHING,
+    AppendResult,
+    Filter,
+    Position,
+    Snapshot,
+    StoredEvent,
+    StoreError,
+    StreamId,
+    StreamSlice,
+    StreamWrite,
+)
+from eventcore_lab.stores.protocol import Lease, Store
+
+
+class Wrapper:
+    """Every call goes to `inner` as it is."""
+
+    def __init__(self, inner: Store) -> None:
+        self.inner = inner
+
+    async def append(self, writes: Sequence[StreamWrite]) -> AppendResult:
+        return await self.inner.append(writes)
+
+    async def append_many(self, requests: Sequence[Sequence[StreamWrite]]) -> list[AppendResult | StoreError]:
+        return await self.inner.append_many(requests)
+
+    async def read_stream(self, stream: StreamId, from_version: int = 1, limit: int | None = None) -> StreamSlice:
+        return await self.inner.read_stream(stream, from_version, limit)
+
+    async def read_streams(self, streams: Sequence[StreamId]) -> list[StreamSlice]:
+        return await self.inner.read_streams(streams)
+
+    async def read_all(self, after: Position = 0, limit: int = 1000, where: Filter = EVERYTHING) -> list[StoredEvent]:
+        return await self.inner.read_all(after, limit, where)
+
+    async def last_position(self) -> Position:
+        return await self.inner.last_position()
+
+    async def load_checkpoint(self, name: str) -> Position | None:
+        return await self.inner.load_checkpoint(name)
+
+    async def save_checkpoint(self, name: str, position: Position) -> None:
+        await self.inner.save_checkpoint(name, position)
+
+    async def load_snapshot(self, key: str) -> Snapshot | None:
+        return await self.inner.load_snapshot(key)
+
+    async def save_snapshot(self, snapshot: Snapshot) -> bool:
+        return await self.inner.save_snapshot(snapshot)
+
+    async def try_lead(self, name: str) -> Lease | None:
+        return await self.inner.try_lead(name)
+
+    async def close(self) -> None:
+        await self.inner.close()
