@@ -32,6 +32,7 @@ from eventcore_lab.machine import environment
 from eventcore_lab.schema import packed
 from eventcore_lab.stores import postgres
 from eventcore_lab.stores.embedded import EmbeddedServer
+from eventcore_lab.stores.variants import variants
 
 TRIALS = 5
 SECONDS = 3.0
@@ -89,7 +90,7 @@ def _lab() -> Iterator[Lab]:
 
 @contextmanager
 def _table(server: EmbeddedServer) -> Iterator[str]:
-    asyncio.run(postgres.create(server.dsn, "bench", 10))
+    asyncio.run(postgres.create(server.dsn, "bench", variants()[""].schema_sql(), 10))
     yield "bench"
 
 

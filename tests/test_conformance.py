@@ -7,7 +7,16 @@ import pytest
 from eventcore_lab.stores import stores
 from eventcore_lab.stores.conformance import CLAIMS, examined
 
-SPECS = ("memory", "postgres")
+SPECS = (
+    "memory",
+    "grouped(memory)",
+    "postgres",
+    "grouped(postgres)",
+    "postgres:table_lock",
+    "postgres:counter",
+    "postgres:xmin",
+    "postgres:barrier",
+)
 
 
 @pytest.mark.parametrize("name", CLAIMS)

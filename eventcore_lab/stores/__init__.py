@@ -1,5 +1,6 @@
 """Event stores: the protocol, the drivers, and the servers they run on. Importing this registers every driver."""
 
+from eventcore_lab.stores import grouped as grouped
 from eventcore_lab.stores import memory as memory
 from eventcore_lab.stores import servers as servers
 from eventcore_lab.stores.protocol import (

@@ -23,11 +23,13 @@ from eventcore_lab.stores.protocol import PoolSettings
 class Connection:
     """An asyncpg connection and the statements prepared on it."""
 
-    __slots__ = ("_statements", "born_ns", "idle_since_ns", "raw")
+    __slots__ = ("_statements", "busy_since_ns", "expires_ns", "idle_since_ns", "is_overdue", "raw")
 
-    def __init__(self, raw: Any) -> None:
+    def __init__(self, raw: Any, life_ns: int) -> None:
         self.raw = raw
-        self.born_ns = self.idle_since_ns = now_ns()
+        self.idle_since_ns = self.busy_since_ns = now_ns()
+        self.expires_ns = self.idle_since_ns + life_ns
+        self.is_overdue = False
         self._statements: dict[str, Any] = {}
 
     async def fetch(self, sql: str, *arguments: Any) -> list[Any]:
@@ -38,17 +40,14 @@ class Connection:
         rows: list[Any] = await statement.fetch(*arguments)
         return rows
 
-    async def fetch_row(self, sql: str, *arguments: Any) -> Any:
-        """The first row of one statement."""
-        statement = self._statements.get(sql)
-        if statement is None:
-            statement = self._statements[sql] = await self.raw.prepare(sql)
-        return await statement.fetchrow(*arguments)
-
 
 class Pool:
     """At most `settings.max_connections` connections to `dsn`; the most recently used is handed out first, waiters are
-    served in the order they came."""
+    served in the order they came.
+
+    A statement that takes longer than `command_timeout_s` has its connection ended. One timer looks after all of them:
+    a timer for each statement would cost a tenth of the client's work for an append.
+    """
 
     def __init__(
         self, dsn: str, schema: str, settings: PoolSettings, server_settings: Mapping[str, str] | None = None
@@ -58,9 +57,11 @@ class Pool:
         if schema:
             self._server_settings["search_path"] = schema
         self._idle: list[Connection] = []
+        self._busy: set[Connection] = set()
         self._waiters: deque[asyncio.Future[Connection | None]] = deque()
         self._open = 0
         self._is_closed = False
+        self._watch: asyncio.TimerHandle | None = None
 
     async def warm(self) -> None:
         """Open `min_connections` now."""
@@ -70,26 +71,55 @@ class Pool:
 
     async def acquire(self) -> Connection:
         """A connection of one's own until `release`. Raises StoreUnreachable when none can be had in time."""
-        connection = self._take_idle()
+        connection = self.take()
         if connection is None:
             if self._open < self._settings.max_connections:
                 self._open += 1
                 connection = await self._connect()
             else:
                 connection = await self._wait()
+            self._hand_out(connection)
+        return connection
+
+    def take(self) -> Connection | None:
+        """A connection of one's own if one is idle now."""
+        connection = self._take_idle()
+        if connection is not None:
+            self._hand_out(connection)
+        return connection
+
+    def _hand_out(self, connection: Connection) -> None:
+        connection.busy_since_ns = taken_ns = now_ns()
+        self._busy.add(connection)
+        if self._watch is None:
+            self._watch_soon()
         attempt = current_attempt.get()
         if attempt is not None and not attempt.acquired_ns:
-            attempt.acquired_ns = now_ns()
-        return connection
+            attempt.acquired_ns = taken_ns
+
+    def _watch_soon(self) -> None:
+        interval_s = min(1.0, self._settings.command_timeout_s / 10)
+        self._watch = asyncio.get_running_loop().call_later(interval_s, self._end_overdue)
+
+    def _end_overdue(self) -> None:
+        """End the connections whose statement takes too long; whoever waits for its answer gets a connection error."""
+        latest_ns = now_ns() - int(self._settings.command_timeout_s * NS_PER_S)
+        for connection in self._busy:
+            if connection.busy_since_ns < latest_ns:
+                connection.is_overdue = True
+                connection.raw.terminate()
+        self._watch = None
+        if self._busy:
+            self._watch_soon()
 
     def release(self, connection: Connection, is_usable: bool = True) -> None:
         """Give it back. Not usable (cut off, closed by the server): it is ended, and a waiter may open a new one."""
-        expires_ns = connection.born_ns + int(self._settings.max_lifetime_s * NS_PER_S)
-        connection.idle_since_ns = now_ns()
-        if not is_usable or connection.raw.is_closed() or connection.idle_since_ns > expires_ns or self._is_closed:
+        self._busy.discard(connection)
+        connection.idle_since_ns = released_ns = now_ns()
+        if not is_usable or connection.raw.is_closed() or released_ns > connection.expires_ns or self._is_closed:
             connection.raw.terminate()
             self._free_place()
-        elif not self._hand_over(connection):
+        elif not self._waiters or not self._hand_over(connection):
             self._idle.append(connection)
             self._retire_idle()
 
@@ -116,10 +146,10 @@ class Pool:
                 await asyncpg.connect(
                     self._dsn,
                     timeout=self._settings.connect_timeout_s,
-                    command_timeout=self._settings.command_timeout_s,
                     statement_cache_size=0,
                     server_settings=self._server_settings,
-                )
+                ),
+                int(self._settings.max_lifetime_s * NS_PER_S),
             )
         except Exception as error:
             raise StoreUnreachable(explained(error)) from None
@@ -168,15 +198,18 @@ class Pool:
 
     def _retire_idle(self) -> None:
         """End the connection that has been idle longest, if that is too long and more than the minimum are open."""
+        if self._open <= self._settings.min_connections:
+            return
         oldest = self._idle[0]
-        limit_ns = int(self._settings.idle_timeout_s * NS_PER_S)
-        if self._open > self._settings.min_connections and now_ns() - oldest.idle_since_ns > limit_ns:
+        if now_ns() - oldest.idle_since_ns > int(self._settings.idle_timeout_s * NS_PER_S):
             self._idle.pop(0).raw.terminate()
             self._open -= 1
 
     async def close(self) -> None:
         """End idle connections politely, within 5 s; the others end when they are given back."""
         self._is_closed = True
+        if self._watch is not None:
+            self._watch.cancel()
         idle, self._idle = self._idle, []
         self._open -= len(idle)
         for connection in idle:

@@ -1,15 +1,13 @@
 """The `postgres` store: one round trip per append, versions checked under a lock, positions that readers can trust.
 
 The SQL and the reasons for its order are in sql/postgres.sql. Reading in position order needs care, since a position is
-drawn before its transaction commits: a reader may see 7 while 6 is still on its way. `_Horizon` says up to where
-everything is settled.
+drawn before its transaction commits: horizon.py says up to where everything is settled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from importlib.resources import files
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import asyncpg
 import msgspec
@@ -30,14 +28,18 @@ from eventcore_lab.events import (
     VersionConflict,
     check_distinct,
 )
+from eventcore_lab.stores.horizon import Horizon
 from eventcore_lab.stores.pool import Connection, Pool
 from eventcore_lab.stores.protocol import Lease
 
-SCHEMA_SQL = files("eventcore_lab.stores").joinpath("sql/postgres.sql").read_text()
+T = TypeVar("T")
 
+_APPEND_EVENT = "SELECT append_event($1, $2, $3, $4, $5, $6)"
 _APPEND_ONE = "SELECT head, last_position FROM append_one($1, $2, $3, $4, $5, $6)"
-_APPEND_ALL = "SELECT heads, last_position FROM append_all($1, $2, $3, $4, $5, $6, $7, $8, $9)"
-_APPEND_EACH = "SELECT heads, positions FROM append_each($1, $2, $3, $4, $5, $6, $7, $8)"
+_APPEND_EACH = "SELECT heads, positions FROM append_each($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+_APPEND_IN_TURN = "SELECT heads, positions FROM append_in_turn($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+EVENTS_PER_STATEMENT = 5_000
+"""More events than this in one `append_many` go in several statements; one append is never split."""
 
 # In the order of StoredEvent's fields, so that a row becomes an event without naming a column.
 _COLUMNS = """position, stream_id, version, event_id, event_type, data, meta,
@@ -68,14 +70,21 @@ _TRY_LEAD = "SELECT pg_try_advisory_lock(hashtextextended(current_schema() || '/
 class Postgres:
     """A Store over a pool of its own."""
 
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-        self._horizon = _Horizon()
+    def __init__(self, pool: Pool, horizon: Horizon) -> None:
+        self._pool, self._horizon = pool, horizon
 
     async def append(self, writes: Sequence[StreamWrite]) -> AppendResult:
-        if len(writes) == 1 and writes[0].events:
-            return await self._append_one(writes[0])
-        return await self._append_all(writes)
+        if len(writes) != 1 or not writes[0].events:
+            return await self._append_all(writes)
+        write = writes[0]
+        if len(write.events) > 1 or write.expected < 0:
+            return await self._append_one(write)
+        event, expected = write.events[0], write.expected
+        arguments = (write.stream, expected, event.id, event.type, event.data, event.meta)
+        position = (await self._write(_APPEND_EVENT, *arguments))[0]
+        if position < 0:
+            raise VersionConflict(write.stream, expected, -1 - position)
+        return AppendResult((expected + 1,), position)
 
     async def _append_one(self, write: StreamWrite) -> AppendResult:
         head, position = await self._write(_APPEND_ONE, write.stream, write.expected, *_columns(write.events))
@@ -85,72 +94,59 @@ class Postgres:
 
     async def _append_all(self, writes: Sequence[StreamWrite]) -> AppendResult:
         check_distinct(writes)
-        heads, position = await self._write(
-            _APPEND_ALL,
+        result = (await self._answered(_APPEND_EACH, [writes]))[0]
+        if isinstance(result, StoreError):
+            raise result
+        return result
+
+    async def append_many(self, requests: Sequence[Sequence[StreamWrite]]) -> list[AppendResult | StoreError]:
+        """One round trip and one commit for all of them, up to EVENTS_PER_STATEMENT."""
+        results: list[AppendResult | StoreError] = []
+        for part in _parts(requests):
+            results += await self._append_part(part)
+        return results
+
+    async def _append_part(self, requests: Sequence[Sequence[StreamWrite]]) -> list[AppendResult | StoreError]:
+        sql = _APPEND_IN_TURN if _share_streams(requests) else _APPEND_EACH
+        try:
+            return await self._answered(sql, requests)
+        except EventRejected as error:  # one of them, and nothing was written: the others must not suffer
+            if len(requests) == 1:
+                return [error]
+            half = len(requests) // 2
+            return await self._append_part(requests[:half]) + await self._append_part(requests[half:])
+        except StoreError as error:
+            return [error] * len(requests)
+
+    async def _answered(self, sql: str, requests: Sequence[Sequence[StreamWrite]]) -> list[AppendResult | StoreError]:
+        """The answer to each request, in one round trip."""
+        writes = [write for request in requests for write in request]
+        heads, positions = await self._write(
+            sql,
+            [n for n, request in enumerate(requests) for _ in request],
             [w.stream for w in writes],
             [w.expected for w in writes],
             [len(w.events) for w in writes],
-            *_placed(writes),
+            [slot for slot, w in enumerate(writes, 1) for _ in w.events],
+            [nth for w in writes for nth in range(1, len(w.events) + 1)],
+            *_columns([e for w in writes for e in w.events]),
         )
-        if position is None:
-            raise next(c for w, head in zip(writes, heads, strict=True) if (c := _conflict(w, head)))
-        return AppendResult(tuple([h + len(w.events) for w, h in zip(writes, heads, strict=True)]), position)
-
-    async def append_many(self, requests: Sequence[Sequence[StreamWrite]]) -> list[AppendResult | StoreError]:
-        """Requests for one stream each go together, in one round trip; the others follow by themselves, in their order."""
-        results: list[AppendResult | StoreError | None] = [None] * len(requests)
-        together: dict[StreamId, int] = {}
-        for i, writes in enumerate(requests):
-            if len(writes) == 1 and writes[0].events and writes[0].stream not in together:
-                together[writes[0].stream] = i
-        if together:
-            indexes = list(together.values())
-            for i, result in zip(indexes, await self._append_each([requests[i][0] for i in indexes]), strict=True):
-                results[i] = result
-        return [result or await self._alone(requests[i]) for i, result in enumerate(results)]
-
-    async def _alone(self, writes: Sequence[StreamWrite]) -> AppendResult | StoreError:
-        try:
-            return await self.append(writes)
-        except StoreError as error:
-            return error
-
-    async def _append_each(self, writes: Sequence[StreamWrite]) -> list[AppendResult | StoreError]:
-        try:
-            heads, positions = await self._write(
-                _APPEND_EACH, [w.stream for w in writes], [w.expected for w in writes], *_placed(writes)
-            )
-        except EventRejected as error:  # one of them, and nothing was written: the others must not suffer
-            if len(writes) == 1:
-                return [error]
-            half = len(writes) // 2
-            return await self._append_each(writes[:half]) + await self._append_each(writes[half:])
-        except StoreError as error:
-            return [error] * len(writes)
-        results: list[AppendResult | StoreError] = []
-        taken = 0
-        for write, head in zip(writes, heads, strict=True):
-            conflict = _conflict(write, head)
-            if conflict is None:
-                taken += len(write.events)
-                results.append(AppendResult((head + len(write.events),), positions[taken - 1]))
-            else:
-                results.append(conflict)
-        return results
+        return _answers(requests, iter(heads or ()), positions or ())
 
     async def _write(self, sql: str, *arguments: Any) -> Any:
         """The row of one appending statement; what went wrong becomes a StoreError that says whether it happened."""
-        connection = await self._pool.acquire()
+        connection = self._pool.take() or await self._pool.acquire()
         is_usable = False
         try:
-            row = await connection.fetch_row(sql, *arguments)
+            rows = await connection.fetch(sql, *arguments)
             is_usable = True
-            return row
+            return rows[0]
         except (asyncpg.DataError, asyncpg.ProgramLimitExceededError) as error:
             is_usable = True
             raise EventRejected(str(error)) from None
         except (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError, asyncpg.InterfaceError) as error:
-            raise OutcomeUnknown(f"the connection was lost during an append: {error}") from None
+            why = "no answer in time" if connection.is_overdue else f"the connection was lost: {error}"
+            raise OutcomeUnknown(f"an append may or may not have happened, {why}") from None
         except asyncpg.PostgresError as error:  # the server said no: nothing of it was committed
             is_usable = True
             raise StoreError(f"{type(error).__name__}: {error}") from None
@@ -179,13 +175,13 @@ class Postgres:
             rows = await self._read(_READ_ALL, after, limit)
             if not rows or self._horizon.covers(after, rows[0][0], rows[-1][0], len(rows)):
                 return [StoredEvent(*row) for row in rows]
-        settled = await self._settled()
+        settled = await self._using(self._horizon.advance)
         pattern = f"^(?:{where.regex})$" if where.glob else ""
         rows = await self._read(_READ_ALL_SETTLED, after, limit, settled, where.prefix, pattern, list(where.types))
         return [StoredEvent(*row) for row in rows]
 
     async def last_position(self) -> Position:
-        return await self._settled()
+        return await self._using(self._horizon.advance)
 
     async def load_checkpoint(self, name: str) -> Position | None:
         rows = await self._read(_LOAD_CHECKPOINT, name)
@@ -205,32 +201,27 @@ class Postgres:
     async def try_lead(self, name: str) -> Lease | None:
         """The lease is a session lock on a connection of its own: it ends with the connection, whatever happens to us."""
         connection = await self._pool.connect()
-        if (await connection.fetch_row(_TRY_LEAD, name))[0]:
+        if (await connection.fetch(_TRY_LEAD, name))[0][0]:
             return _Lease(connection)
         await connection.raw.close(timeout=5)
         return None
 
-    async def _settled(self) -> Position:
-        connection = await self._pool.acquire()
-        is_usable = False
-        try:
-            settled = await self._horizon.advance(connection)
-            is_usable = True
-            return settled
-        finally:
-            self._pool.release(connection, is_usable)
-
     async def _read(self, sql: str, *arguments: Any) -> list[Any]:
-        connection = await self._pool.acquire()
+        return await self._using(lambda connection: connection.fetch(sql, *arguments))
+
+    async def _using(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """What `work` reads on a connection; what went wrong becomes a StoreError."""
+        connection = self._pool.take() or await self._pool.acquire()
         is_usable = False
         try:
-            rows = await connection.fetch(sql, *arguments)
+            found = await work(connection)
             is_usable = True
-            return rows
+            return found
         except asyncpg.PostgresError as error:
             raise StoreError(f"{type(error).__name__}: {error}") from None
         except (TimeoutError, OSError, asyncpg.InterfaceError) as error:
-            raise StoreError(f"no answer to a read: {error or type(error).__name__}") from None
+            why = "in time" if connection.is_overdue else f"({error or type(error).__name__})"
+            raise StoreError(f"no answer to a read {why}") from None
         finally:
             self._pool.release(connection, is_usable)
 
@@ -249,91 +240,63 @@ class _Lease:
             self._connection.raw.terminate()
 
 
-class _Horizon:
-    """Up to which position everything is settled: committed, or never to come.
-
-    Where positions are contiguous they are settled, since all of them are seen. At a hole, take a transaction id as a
-    *fence* after having seen a row above the hole: every append takes its id before its first position, so whoever may
-    still fill the hole is older than the fence, and once the oldest running transaction is not, a new look decides.
-    (The snapshot's own xmax is no fence: transactions with higher ids may be running already.)
-    """
-
-    _COUNT_AT_MOST = 10_000
-
-    def __init__(self) -> None:
-        self._settled: Position = 0
-        self._fence: tuple[int, Position] | None = None
-
-    def covers(self, after: Position, first: Position, last: Position, count: int) -> bool:
-        """Whether a page of `count` rows, `first` to `last`, read behind `after`, is settled without asking further."""
-        if last <= self._settled:
-            return True
-        if after <= self._settled and first <= self._settled:
-            return False  # reaches across; rare, and the way through `advance` answers it
-        if last - after != count:
-            return False
-        if after <= self._settled:
-            self._settled = last
-        return True
-
-    async def advance(self, connection: Connection) -> Position:
-        """The settled position now. One round trip while there is no hole, up to four at a hole."""
-        top = (await connection.fetch("SELECT coalesce(max(position), 0) FROM events"))[0][0]
-        if self._fence is None and top - self._settled <= self._COUNT_AT_MOST:
-            contiguous = await self._contiguous_to(connection, top)
-            if contiguous >= top:
-                self._settled = max(self._settled, contiguous)
-                return self._settled
-        if self._fence is None:
-            self._fence = ((await connection.fetch("SELECT pg_current_xact_id()::text::bigint"))[0][0], top)
-        fence, fenced_top = self._fence
-        oldest = (await connection.fetch("SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint"))[0][0]
-        if oldest >= fence:
-            self._settled, self._fence = max(self._settled, fenced_top), None
-        else:
-            self._settled = max(self._settled, await self._contiguous_to(connection, top))
-        return self._settled
-
-    async def _contiguous_to(self, connection: Connection, top: Position) -> Position:
-        """The last position before the first hole above what is settled."""
-        rows = await connection.fetch(
-            """SELECT coalesce(min(before), $2) FROM (
-                   SELECT position, lag(position, 1, $1) OVER (ORDER BY position) AS before
-                   FROM events WHERE position > $1 AND position <= $2) AS steps
-               WHERE position <> before + 1""",
-            self._settled,
-            top,
-        )
-        position: int = rows[0][0]
-        return position
-
-
 def _columns(events: Sequence[Any]) -> tuple[list[Any], list[str], list[bytes], list[bytes]]:
-    if len(events) == 1:
-        e = events[0]
-        return [e.id], [e.type], [e.data], [e.meta]
     return [e.id for e in events], [e.type for e in events], [e.data for e in events], [e.meta for e in events]
 
 
-def _placed(writes: Sequence[StreamWrite]) -> tuple[list[Any], ...]:
-    """Per event of all writes: its stream's index and its place there, both from 1, then its columns."""
-    of = [i for i, w in enumerate(writes, 1) for _ in w.events]
-    nth = [n for w in writes for n in range(1, len(w.events) + 1)]
-    return of, nth, *_columns([e for w in writes for e in w.events])
+def _parts(requests: Sequence[Sequence[StreamWrite]]) -> Iterator[Sequence[Sequence[StreamWrite]]]:
+    """Runs of requests with at most EVENTS_PER_STATEMENT events in all, or a single request."""
+    first = events = 0
+    for n, request in enumerate(requests):
+        size = sum([len(write.events) for write in request])
+        if n > first and events + size > EVENTS_PER_STATEMENT:
+            yield requests[first:n]
+            first, events = n, 0
+        events += size
+    if requests:
+        yield requests[first:]
+
+
+def _share_streams(requests: Sequence[Sequence[StreamWrite]]) -> bool:
+    """Whether any stream is named twice; ValueError if it is so within one request."""
+    for request in requests:
+        if len(request) > 1:
+            check_distinct(request)
+    streams = [write.stream for request in requests for write in request]
+    return len(set(streams)) != len(streams)
+
+
+def _answers(
+    requests: Sequence[Sequence[StreamWrite]], heads: Iterator[int], positions: Sequence[Position]
+) -> list[AppendResult | StoreError]:
+    """What the server found, request by request. Positions are those of the events of requests that were not refused."""
+    results: list[AppendResult | StoreError] = []
+    taken = 0
+    for request in requests:
+        found = [next(heads) for _ in request]
+        conflict = next((c for w, head in zip(request, found, strict=True) if (c := _conflict(w, head))), None)
+        if conflict is not None:
+            results.append(conflict)
+            continue
+        versions = tuple([head + len(w.events) for w, head in zip(request, found, strict=True)])
+        count = sum([len(w.events) for w in request])
+        taken += count
+        results.append(AppendResult(versions, positions[taken - 1] if count else 0))
+    return results
 
 
 def _conflict(write: StreamWrite, head: int) -> VersionConflict | None:
     return VersionConflict(write.stream, write.expected, head) if 0 <= write.expected != head else None
 
 
-async def create(dsn: str, schema: str, timeout_s: float) -> None:
-    """Make `schema` with its table and functions."""
+async def create(dsn: str, schema: str, schema_sql: str, timeout_s: float) -> None:
+    """Make `schema` with its tables and functions."""
     connection = await asyncpg.connect(dsn, timeout=timeout_s)
     try:
         async with connection.transaction():
             await connection.execute(f'CREATE SCHEMA "{schema}"')
             await connection.execute(f'SET LOCAL search_path = "{schema}"')
-            await connection.execute(SCHEMA_SQL)
+            await connection.execute(schema_sql)
     finally:
         await connection.close()
 

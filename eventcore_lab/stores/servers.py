@@ -11,7 +11,6 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from types import MappingProxyType
 from typing import Any
 
 import asyncpg
@@ -23,10 +22,12 @@ from eventcore_lab.stores import embedded, postgres
 from eventcore_lab.stores.directories import IN_MEMORY
 from eventcore_lab.stores.pool import Pool, explained
 from eventcore_lab.stores.protocol import Address, Place, PoolSettings, Store, stores
+from eventcore_lab.stores.variants import Variant, variants
 
 CONNECT_TIMEOUT_S = 5.0
 _SYNCHRONOUS_COMMIT = ("on", "off", "local", "remote_write", "remote_apply")
 _SERVERS = ("embedded", "system")
+_HOLD_MS_MAX = 1000.0
 # Left out of the recorded settings: they may hold secrets or paths of the machine.
 _PRIVATE_SETTINGS = r"conninfo|command|passphrase|file|director|path|preload|krb|ldap|ssl_|cluster_name"
 
@@ -36,21 +37,43 @@ _Server = tuple[str, Callable[[], list[int]] | None, str]
 
 
 @stores.register("postgres")
-def _postgres(*, server: str = "embedded", synchronous_commit: str = "on") -> PostgresDriver:
+def _postgres(
+    *,
+    variant: str = "",
+    server: str = "embedded",
+    synchronous_commit: str = "on",
+    hold_ms: float = 0.0,
+    gap_ms: float = 100.0,
+) -> PostgresDriver:
     """PostgreSQL: one call per append, durable, positions safe to follow (server: embedded or system)."""
     if server not in _SERVERS:
         raise unknown("server", server, _SERVERS)
-    return PostgresDriver(lambda: _started(server), synchronous_commit)
+    return PostgresDriver(lambda: _started(server), synchronous_commit, _variant(variant, gap_ms), hold_ms)
 
 
 @stores.register("env")
-def _env(*, variant: str = "", synchronous_commit: str = "on") -> PostgresDriver:
-    """The same store on the PostgreSQL server whose DSN the named environment variable holds: env:LAB_DSN."""
+def _env(
+    *,
+    variant: str = "",
+    store: str = "",
+    synchronous_commit: str = "on",
+    hold_ms: float = 0.0,
+    gap_ms: float = 100.0,
+) -> PostgresDriver:
+    """The same stores on the PostgreSQL server whose DSN the named environment variable holds: env:LAB_DSN."""
     if not variant:
         raise UsageError("store env: say which environment variable holds the DSN, as in env:LAB_DSN")
     if not os.environ.get(variant):
         raise UsageError(f"store env:{variant}: the environment variable {variant} is not set or empty")
-    return PostgresDriver(lambda: (os.environ[variant], None, ""), synchronous_commit)
+    server: _Server = (os.environ[variant], None, "")
+    return PostgresDriver(lambda: server, synchronous_commit, _variant(store, gap_ms), hold_ms)
+
+
+def _variant(name: str, gap_ms: float) -> Variant:
+    known = variants(gap_ms)
+    if name not in known:
+        raise unknown("variant of postgres", name, [n for n in known if n])
+    return known[name]
 
 
 def _started(origin: str) -> _Server:
@@ -59,21 +82,27 @@ def _started(origin: str) -> _Server:
 
 
 class PostgresDriver:
-    """Provisions a schema on the server that `server()` gives."""
+    """Provisions a schema on the server that `server()` gives. `hold_ms`: how long, at most, each append stays open before
+    its commit, so that late visibility can be provoked."""
 
     is_shared = True
-    lacks: Mapping[str, str] = MappingProxyType({})
 
-    def __init__(self, server: Callable[[], _Server], synchronous_commit: str) -> None:
+    def __init__(
+        self, server: Callable[[], _Server], synchronous_commit: str, variant: Variant, hold_ms: float = 0.0
+    ) -> None:
         if synchronous_commit not in _SYNCHRONOUS_COMMIT:
             raise unknown("synchronous_commit", synchronous_commit, _SYNCHRONOUS_COMMIT)
+        if not 0 <= hold_ms <= _HOLD_MS_MAX:
+            raise ValueError(f"hold_ms must be 0 to {_HOLD_MS_MAX:g}, not {hold_ms:g}")
         self._server, self._synchronous_commit = server, synchronous_commit
+        self._variant, self._hold_ms = variant, hold_ms
+        self.lacks: Mapping[str, str] = variant.lacks
 
     @asynccontextmanager
     async def provision(self) -> AsyncIterator[Place]:
         dsn, pids, filesystem = await asyncio.to_thread(self._server)
         schema = f"eventcore_lab_{secrets.token_hex(6)}"
-        facts, postmaster_pid = await _reached(_prepared(dsn, schema))
+        facts, postmaster_pid = await _reached(_prepared(dsn, schema, self._variant.schema_sql(self._hold_ms)))
         try:
             yield Place(
                 Address("postgres", dsn, schema),
@@ -89,12 +118,12 @@ class PostgresDriver:
         settings = {"synchronous_commit": self._synchronous_commit}
         connections = Pool(address.dsn, address.schema, pool, settings)
         await connections.warm()
-        return postgres.Postgres(connections)
+        return postgres.Postgres(connections, self._variant.horizon())
 
 
-async def _prepared(dsn: str, schema: str) -> tuple[dict[str, str], int | None]:
+async def _prepared(dsn: str, schema: str, schema_sql: str) -> tuple[dict[str, str], int | None]:
     """Create the schema; give back the server's settings that differ from its defaults, and its main process."""
-    await postgres.create(dsn, schema, CONNECT_TIMEOUT_S)
+    await postgres.create(dsn, schema, schema_sql, CONNECT_TIMEOUT_S)
     connection = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_S)
     try:
         rows = await connection.fetch(
