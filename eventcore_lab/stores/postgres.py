@@ -34,6 +34,14 @@ from eventcore_lab.stores.protocol import Lease
 
 T = TypeVar("T")
 
+# InternalClientError: the server's last words arrived before the end of the connection did.
+_LOST = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+
 _APPEND_EVENT = "SELECT append_event($1, $2, $3, $4, $5, $6)"
 _APPEND_ONE = "SELECT head, last_position FROM append_one($1, $2, $3, $4, $5, $6)"
 _APPEND_EACH = "SELECT heads, positions FROM append_each($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
@@ -144,7 +152,7 @@ class Postgres:
         except (asyncpg.DataError, asyncpg.ProgramLimitExceededError) as error:
             is_usable = True
             raise EventRejected(str(error)) from None
-        except (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError, asyncpg.InterfaceError) as error:
+        except _LOST as error:
             why = "no answer in time" if connection.is_overdue else f"the connection was lost: {error}"
             raise OutcomeUnknown(f"an append may or may not have happened, {why}") from None
         except asyncpg.PostgresError as error:  # the server said no: nothing of it was committed
@@ -219,7 +227,7 @@ class Postgres:
             return found
         except asyncpg.PostgresError as error:
             raise StoreError(f"{type(error).__name__}: {error}") from None
-        except (TimeoutError, OSError, asyncpg.InterfaceError) as error:
+        except (TimeoutError, OSError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
             why = "in time" if connection.is_overdue else f"({error or type(error).__name__})"
             raise StoreError(f"no answer to a read {why}") from None
         finally:
