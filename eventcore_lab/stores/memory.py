@@ -49,27 +49,35 @@ class Memory:
             return conflict
 
     def _append(self, writes: Sequence[StreamWrite]) -> AppendResult:
-        if len(writes) > 1:
-            check_distinct(writes)
-        for write in writes:
-            if write.expected >= 0:
-                actual = len(self._streams.get(write.stream, ()))
-                if actual != write.expected:
-                    raise VersionConflict(write.stream, write.expected, actual)
-        now_us = time.time_ns() // 1000
-        return AppendResult(tuple([self._write(write, now_us) for write in writes]), len(self._all))
+        if len(writes) == 1:
+            return AppendResult((self._write(writes[0], self._checked(writes[0])),), len(self._all))
+        check_distinct(writes)
+        streams = [self._checked(write) for write in writes]
+        versions = tuple([self._write(write, stream) for write, stream in zip(writes, streams, strict=True)])
+        return AppendResult(versions, len(self._all))
 
-    def _write(self, write: StreamWrite, now_us: int) -> int:
-        if not write.events:
-            return len(self._streams.get(write.stream, ()))
-        stream, everything = self._streams.setdefault(write.stream, []), self._all
+    def _checked(self, write: StreamWrite) -> list[StoredEvent] | None:
+        """The stream's events, None if it has none yet. Raises VersionConflict."""
+        stream = self._streams.get(write.stream)
+        if write.expected >= 0:
+            actual = 0 if stream is None else len(stream)
+            if actual != write.expected:
+                raise VersionConflict(write.stream, write.expected, actual)
+        return stream
+
+    def _write(self, write: StreamWrite, stream: list[StoredEvent] | None) -> int:
+        if stream is None:
+            if not write.events:
+                return 0
+            stream = self._streams[write.stream] = []
+        everything, name, now_us = self._all, write.stream, time.time_ns() // 1000
+        position, version = len(everything), len(stream)
         for e in write.events:
-            event = StoredEvent(
-                len(everything) + 1, write.stream, len(stream) + 1, e.id, e.type, e.data, e.meta, now_us
-            )
+            position, version = position + 1, version + 1
+            event = StoredEvent(position, name, version, e.id, e.type, e.data, e.meta, now_us)
             stream.append(event)
             everything.append(event)
-        return len(stream)
+        return version
 
     async def read_stream(self, stream: StreamId, from_version: int = 1, limit: int | None = None) -> StreamSlice:
         events = self._streams.get(stream, [])
