@@ -121,7 +121,7 @@ def stores_stream_memory() -> Figure:
     allowed = 10 * 2**20
     notes = {"more at the peak, MiB": statistics.median(extra) / 2**20}
     what = "10 MiB, to how much more 1,000,000 streamed events take at the peak than 10,000"
-    return Figure("stores.stream_memory", what, 1, [allowed / max(e, 1.0) for e in extra], notes)
+    return Figure("stores.stream_memory", what, 1, [allowed / max(e, 2**20) for e in extra], notes)
 
 
 def stores_sqlite_grouped() -> Figure:
