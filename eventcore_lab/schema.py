@@ -175,12 +175,16 @@ JOURNAL: dict[str, dict[str, str]] = {
         "operation": "BIGINT",
         "append": "BIGINT",
         "outcome": "UTINYINT",
+        "began_ns": "BIGINT",
+        "ended_ns": "BIGINT",
         "stream": "VARCHAR",
         "expected": "BIGINT",
+        "actual": "BIGINT",
         "version": "BIGINT",
         "ordinal": "INTEGER",
         "event_id": "BLOB",
         "digest": "BIGINT",
+        "amount": "BIGINT",
     },
     "stored": {
         "position": "HUGEINT",
@@ -188,11 +192,74 @@ JOURNAL: dict[str, dict[str, str]] = {
         "version": "BIGINT",
         "event_id": "BLOB",
         "digest": "BIGINT",
+        "amount": "BIGINT",
+        "recorded_at_us": "BIGINT",
+    },
+    "restarted": {
+        "position": "HUGEINT",
+        "stream": "VARCHAR",
+        "version": "BIGINT",
+        "event_id": "BLOB",
+        "digest": "BIGINT",
+        "amount": "BIGINT",
+        "recorded_at_us": "BIGINT",
+    },
+    "followed": {
+        "reader": "SMALLINT",
+        "life": "SMALLINT",
+        "nth": "BIGINT",
+        "position": "HUGEINT",
+        "event_id": "BLOB",
+        "seen_ns": "BIGINT",
+    },
+    "checkpointed": {
+        "reader": "SMALLINT",
+        "life": "SMALLINT",
+        "nth": "BIGINT",
+        "position": "HUGEINT",
+    },
+    "reads": {
+        "worker": "SMALLINT",
+        "session": "BIGINT",
+        "stream": "VARCHAR",
+        "version": "BIGINT",
+        "events": "BIGINT",
+        "last_id": "BLOB",
+        "began_ns": "BIGINT",
+        "ended_ns": "BIGINT",
+    },
+    "joint_reads": {
+        "worker": "SMALLINT",
+        "read": "BIGINT",
+        "stream": "VARCHAR",
+        "version": "BIGINT",
+    },
+    "prefixes": {
+        "taken_ns": "BIGINT",
+        "position": "HUGEINT",
+        "events": "BIGINT",
+        "digest": "BIGINT",
+    },
+    "counts": {
+        "name": "VARCHAR",
+        "value": "BIGINT",
     },
 }
-"""What the checkers read: one row of `writes` per event of every append tried (`version` is the stream's version after
-the append if it was acknowledged, else NULL; a read-only participant has a NULL event_id), one row of `stored` per event
-read back. Kept in the spool only until the run is judged: their verdicts stay, the rows do not."""
+"""What the checkers read, a Parquet file (or several, `<table>-<n>.parquet`) per table in the spool, kept only until the
+run is judged: the findings stay, the rows do not. A table nobody wrote is empty.
+
+writes        one row per event of every append tried; a read-only participant has one row with a NULL event_id and
+              ordinal 0. `version`: the stream's after the append if it was acknowledged, else NULL. `actual`: only on the
+              rows of the stream that conflicted. `amount`: the event's "amount", if it has one
+stored        one row per event read back after the load, in position order; `restarted` the same after the server was
+              ended and started again
+followed      what a reader that tails the store was given, in the order it was given (`nth`); `life` counts its restarts
+checkpointed  the checkpoints it saved: before the `nth` event it was given in this life came the save of `position`
+reads         whole-stream reads: the version told, the number of events, the id of the last; a `session` is one caller
+joint_reads   reads of several streams at one instant
+prefixes      a digest over the first `events` events, up to `position`, taken at some time
+counts        numbers of the run: `offered` operations, `positions drawn` by the store's sequence, `server crashes`
+"""
 
 
 class Attempt:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eventcore_lab.clock import now_ns
 from eventcore_lab.events import (
     AppendResult,
     EventRejected,
@@ -23,8 +24,9 @@ from eventcore_lab.events import (
     StreamWrite,
     VersionConflict,
 )
+from eventcore_lab.load import evidence
 from eventcore_lab.load import journal as journal_module
-from eventcore_lab.load.journal import Journal, digest, outcome_of, read_back
+from eventcore_lab.load.journal import Journal, amount, digest, outcome_of, prefix, read_back
 from eventcore_lab.load.recorder import Recorder, RecorderFull, Watcher
 from eventcore_lab.schema import BEGUN, JOURNAL, SAMPLE_WORDS, Attempt, Outcome, Phase, current_attempt, packed
 from eventcore_lab.stores.memory import Memory
@@ -172,9 +174,9 @@ def happened(n: int = 1) -> tuple[NewEvent, ...]:
     return tuple(NewEvent("Happened", b'{"n":%d}' % i) for i in range(n))
 
 
-def written(journal: Journal, path: Path, worker: int = 0) -> list[dict[str, Any]]:
-    journal.write(path, worker)
-    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+def written(journal: Journal, folder: Path, worker: int = 0) -> list[dict[str, Any]]:
+    journal.write(folder, worker)
+    rows: list[dict[str, Any]] = pq.read_table(folder / f"writes-{worker}.parquet").to_pylist()
     return rows
 
 
@@ -203,7 +205,7 @@ def test_a_digest_tells_events_apart_by_type_data_and_meta() -> None:
 async def test_the_journal_has_a_row_per_event_of_an_acknowledged_append(tmp_path: Path) -> None:
     journal, events = Journal(Memory()), happened(3)
     await journal.append([StreamWrite(A, 0, events[:2]), StreamWrite(B, -1, events[2:])])
-    rows = written(journal, tmp_path / "w.parquet", worker=4)
+    rows = written(journal, tmp_path, worker=4)
     assert [(r["stream"], r["expected"], r["version"], r["ordinal"]) for r in rows] == [
         ("a", 0, 2, 1),
         ("a", 0, 2, 2),
@@ -215,16 +217,19 @@ async def test_the_journal_has_a_row_per_event_of_an_acknowledged_append(tmp_pat
 
 
 async def test_the_journal_has_the_columns_of_the_schema(tmp_path: Path) -> None:
-    Journal(Memory()).write(tmp_path / "w.parquet", 0)
-    await read_back(Memory(), tmp_path / "s.parquet")
-    assert pq.read_schema(tmp_path / "w.parquet").names == list(JOURNAL["writes"])
-    assert pq.read_schema(tmp_path / "s.parquet").names == list(JOURNAL["stored"])
+    Journal(Memory()).write(tmp_path, 0)
+    for table in ("stored", "restarted"):
+        await read_back(Memory(), tmp_path, table, [(0, 0, 0, 0)])
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 8
+    for file in files:
+        assert pq.read_schema(file).names == list(JOURNAL[file.stem.partition("-")[0]])
 
 
 async def test_a_read_only_participant_has_a_row_without_an_event(tmp_path: Path) -> None:
     journal = Journal(Memory())
     await journal.append([StreamWrite(A, 0), StreamWrite(B, 0, happened())])
-    rows = written(journal, tmp_path / "w.parquet")
+    rows = written(journal, tmp_path)
     assert [(r["stream"], r["version"], r["ordinal"], r["event_id"] is None) for r in rows] == [
         ("a", 0, 0, True),
         ("b", 1, 1, False),
@@ -246,7 +251,7 @@ async def test_a_refused_append_is_noted_and_raised(tmp_path: Path, error: Excep
         await journal.append(writes)
     with pytest.raises(type(error)):
         await journal.append_many([writes, writes])
-    rows = written(journal, tmp_path / "w.parquet")
+    rows = written(journal, tmp_path)
     assert [(r["append"], r["outcome"], r["version"]) for r in rows] == [(n, outcome, None) for n in (0, 0, 1, 1, 2, 2)]
 
 
@@ -255,7 +260,7 @@ async def test_a_stale_append_is_noted_as_a_conflict(tmp_path: Path) -> None:
     await journal.append([StreamWrite(A, 0, happened())])
     with pytest.raises(VersionConflict):
         await journal.append([StreamWrite(A, 0, happened())])
-    assert [r["outcome"] for r in written(journal, tmp_path / "w.parquet")] == [Outcome.OK, Outcome.CONFLICT]
+    assert [r["outcome"] for r in written(journal, tmp_path)] == [Outcome.OK, Outcome.CONFLICT]
 
 
 async def test_each_append_of_many_is_noted_with_its_own_outcome(tmp_path: Path) -> None:
@@ -264,7 +269,7 @@ async def test_each_append_of_many_is_noted_with_its_own_outcome(tmp_path: Path)
         [[StreamWrite(A, 0, happened())], [StreamWrite(A, 0, happened())], [StreamWrite(A, 1, happened())]]
     )
     assert isinstance(results[1], VersionConflict)
-    rows = written(journal, tmp_path / "w.parquet")
+    rows = written(journal, tmp_path)
     assert [(r["append"], r["outcome"], r["version"]) for r in rows] == [
         (0, Outcome.OK, 1),
         (1, Outcome.CONFLICT, None),
@@ -282,7 +287,7 @@ async def test_an_append_is_noted_with_the_operation_it_belongs_to(tmp_path: Pat
             await journal.append_many([[StreamWrite(A, -1, happened())]])
     finally:
         current_attempt.reset(token)
-    assert [r["operation"] for r in written(journal, tmp_path / "w.parquet")] == [12, 12, 40, 40]
+    assert [r["operation"] for r in written(journal, tmp_path)] == [12, 12, 40, 40]
 
 
 async def test_a_journal_is_a_store_to_read_from() -> None:
@@ -293,15 +298,115 @@ async def test_a_journal_is_a_store_to_read_from() -> None:
     assert len(await journal.read_all()) == 2
 
 
+async def test_times_are_those_of_the_call_since_the_start_of_the_run(tmp_path: Path) -> None:
+    journal, before_ns = Journal(Memory()), now_ns()
+    await journal.append([StreamWrite(A, 0, happened())])
+    await journal.append_many([[StreamWrite(A, 1, happened())], [StreamWrite(A, 0, happened())]])
+    await journal.read_stream(A)
+    after_ns = now_ns()
+    journal.write(tmp_path, 0, start_ns=before_ns)
+    times = [
+        t
+        for table in ("writes", "reads")
+        for row in pq.read_table(tmp_path / f"{table}-0.parquet").to_pylist()
+        for t in (row["began_ns"], row["ended_ns"])
+    ]
+    assert len(times) == 8 and times == sorted(times[:2]) + times[2:]
+    assert all(0 <= t <= after_ns - before_ns for t in times)
+
+
+async def test_the_stream_that_conflicted_has_its_actual_version(tmp_path: Path) -> None:
+    journal = Journal(Memory())
+    await journal.append([StreamWrite(A, 0, happened(2))])
+    stale = [StreamWrite(B, 0, happened()), StreamWrite(A, 1, happened())]
+    with pytest.raises(VersionConflict):
+        await journal.append(stale)
+    await journal.append_many([stale])
+    rows = written(journal, tmp_path)
+    assert [(r["stream"], r["actual"]) for r in rows] == [("a", None)] * 2 + [("b", None), ("a", 2)] * 2
+
+
+@pytest.mark.parametrize(
+    ("data", "wanted"),
+    [
+        (b'{"amount": 7}', 7),
+        (b'{"to": "x", "amount": -7}', -7),
+        (b'{"amount": 1.5}', None),
+        (b'{"amount": "7"}', None),
+        (b'{"amount": null}', None),
+        (b'{"amount": 9223372036854775808}', None),
+        (b'{"note": "the \\"amount\\""}', None),
+        (b'"amount"', None),
+        (b'{"amount', None),
+        (b"{}", None),
+    ],
+)
+def test_an_amount_is_a_whole_number_of_the_event(data: bytes, wanted: int | None) -> None:
+    assert amount(data) == wanted
+
+
+async def test_reads_of_whole_streams_are_noted_and_others_are_not(tmp_path: Path) -> None:
+    journal, attempt = Journal(Memory()), Attempt()
+    events = happened(3)
+    await journal.append([StreamWrite(A, 0, events)])
+    await journal.read_stream(A)
+    token = current_attempt.set(attempt)
+    try:
+        await journal.read_streams([B, A])
+    finally:
+        current_attempt.reset(token)
+    await journal.read_stream(A, 2)
+    await journal.read_stream(A, 1, 3)
+    journal.write(tmp_path, 5)
+    reads = pq.read_table(tmp_path / "reads-5.parquet").to_pylist()
+    last = events[-1].id.bytes
+    assert [(r["session"], r["stream"], r["version"], r["events"], r["last_id"]) for r in reads] == [
+        (0, "a", 3, 3, last),
+        (1, "b", 0, 0, None),
+        (1, "a", 3, 3, last),
+    ]
+    joint = pq.read_table(tmp_path / "joint_reads-5.parquet").to_pylist()
+    assert [tuple(r.values()) for r in joint] == [(5, 0, "b", 0), (5, 0, "a", 3)]
+
+
+async def test_a_journal_keeps_so_many_reads_and_says_how_many_more_there_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "READS_MAX", 3)
+    journal = Journal(Memory())
+    for _ in range(2):
+        await journal.read_streams([A, B])
+        await journal.read_stream(A)
+    journal.write(tmp_path, 0, counts={"offered": 9})
+    assert len(pq.read_table(tmp_path / "reads-0.parquet")) == 3
+    assert len(pq.read_table(tmp_path / "joint_reads-0.parquet")) == 2
+    counts = pq.read_table(tmp_path / "counts-0.parquet").to_pylist()
+    assert counts == [{"name": "offered", "value": 9}, {"name": "reads left out", "value": 3}]
+
+
+async def test_the_digest_of_how_a_store_begins_is_the_same_later(tmp_path: Path) -> None:
+    store = Memory()
+    await store.append([StreamWrite(A, 0, happened(7))])
+    taken = [await prefix(store, events_max=n) for n in (3, 100)]
+    await store.append([StreamWrite(B, 0, happened(2))])
+    taken.append(await prefix(store))
+    await read_back(store, tmp_path, prefixes=taken)
+    rows = pq.read_table(tmp_path / "prefixes-stored.parquet").to_pylist()
+    found = sorted((int(r["position"]), r["events"], r["digest"]) for r in rows)
+    assert [f[:2] for f in found] == [(3, 3), (3, 3), (7, 7), (7, 7), (9, 9), (9, 9)]
+    assert found[::2] == found[1::2] and len(set(found)) == 3
+
+
 async def test_what_is_read_back_is_everything_in_position_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal_module, "_ROWS_PER_PART", 4)  # several parts of several pages
+    monkeypatch.setattr(evidence, "ROWS_PER_PART", 4)  # several parts of several pages
+    monkeypatch.setattr(journal_module, "PAGE", 3)
     store = Memory()
     for n in range(5):
         await store.append([StreamWrite(A, -1, happened(2)), StreamWrite(StreamId(f"b{n}"), 0, happened())])
-    assert await read_back(store, tmp_path / "s.parquet", page=3) == 15
-    rows = pq.read_table(tmp_path / "s.parquet").to_pylist()
+    assert await read_back(store, tmp_path) == 15
+    rows = pq.read_table(tmp_path / "stored.parquet").to_pylist()
     everything = await store.read_all(0, 100)
     assert [int(r["position"]) for r in rows] == [e.position for e in everything] == list(range(1, 16))
     assert [(r["stream"], r["version"], r["event_id"]) for r in rows] == [
@@ -311,8 +416,8 @@ async def test_what_is_read_back_is_everything_in_position_order(
 
 
 async def test_a_long_journal_is_written_in_parts_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_module, "_ROWS_PER_PART", 4)
+    monkeypatch.setattr(evidence, "ROWS_PER_PART", 4)
     journal = Journal(Memory())
     for _ in range(11):
         await journal.append([StreamWrite(A, -1, happened())])
-    assert [r["version"] for r in written(journal, tmp_path / "w.parquet")] == list(range(1, 12))
+    assert [r["version"] for r in written(journal, tmp_path)] == list(range(1, 12))

@@ -1,57 +1,50 @@
 """What was asked of the store, append by append, and what the store holds afterwards: the evidence the checkers judge.
 
-`journaled(store)` is a store that notes every append with its outcome; `read_back` writes down the whole content.
+`Journal(store)` is a store that notes every append with its outcome and its times, and every read of whole streams;
+`read_back` writes down the whole content; `prefix` sums up how a store begins, to see later that it still does.
 Nothing is judged here.
 """
 
 from __future__ import annotations
 
+import hashlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import msgspec
+from msgspec import Struct
 
+from eventcore_lab.clock import now_ns
 from eventcore_lab.events import (
     AppendResult,
     OutcomeUnknown,
+    Position,
+    StoredEvent,
     StoreError,
+    StreamId,
+    StreamSlice,
     StreamWrite,
     VersionConflict,
 )
+from eventcore_lab.load.evidence import Rows, write_rows
 from eventcore_lab.schema import Outcome, current_attempt
 from eventcore_lab.stores.protocol import Store
 from eventcore_lab.stores.reading import stream_all
 from eventcore_lab.stores.wrapper import Wrapper
 
-_Entry = tuple[int, Sequence[StreamWrite], int, "tuple[int, ...] | None"]
+READS_MAX = 200_000
+"""Reads of a stream that a journal keeps; how many more there were is in `counts`."""
+PREFIX_EVENTS_MAX = 100_000
+PAGE = 5000
 
-_WRITES = pa.schema(
-    [
-        ("worker", pa.int16()),
-        ("operation", pa.int64()),
-        ("append", pa.int64()),
-        ("outcome", pa.uint8()),
-        ("stream", pa.string()),
-        ("expected", pa.int64()),
-        ("version", pa.int64()),
-        ("ordinal", pa.int32()),
-        ("event_id", pa.binary(16)),
-        ("digest", pa.int64()),
-    ]
-)
-_STORED = pa.schema(
-    [
-        ("position", pa.decimal128(38)),
-        ("stream", pa.string()),
-        ("version", pa.int64()),
-        ("event_id", pa.binary(16)),
-        ("digest", pa.int64()),
-    ]
-)
-_ROWS_PER_PART = 100_000
+_Answer = tuple[int, ...] | tuple[StreamId, int] | None
+"""The versions acknowledged, or the stream that conflicted and its actual version."""
+_Entry = tuple[int, Sequence[StreamWrite], int, _Answer, int, int]
+"""Operation, writes, outcome, answer, when it began and when it ended."""
+_Read = tuple[int, StreamId, int, int, "UUID | None", int, int]
 
 
 def outcome_of(error: BaseException) -> Outcome:
@@ -68,78 +61,187 @@ def digest(event_type: str, data: bytes, meta: bytes) -> int:
     return zlib.crc32(meta, zlib.crc32(data, zlib.crc32(event_type.encode())))
 
 
+class _HasAmount(Struct):
+    amount: int | None = None
+
+
+_amounts = msgspec.json.Decoder(_HasAmount)
+
+
+def amount(data: bytes) -> int | None:
+    """The whole number that an event has as its "amount", if it has one."""
+    if b'"amount"' not in data:
+        return None
+    try:
+        found = _amounts.decode(data).amount
+    except msgspec.MsgspecError:
+        return None
+    return found if found is not None and -(2**63) <= found < 2**63 else None
+
+
 class Journal(Wrapper):
-    """A Store around another that keeps a list of all appends. Reads go straight through."""
+    """A Store around another that keeps a list of all appends, and of the first READS_MAX reads of whole streams."""
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)
         self._entries: list[_Entry] = []
+        self._reads: list[_Read] = []
+        self._joint: list[tuple[int, StreamId, int]] = []
+        self._joint_count = self._left_out = 0
+        self._sessions: dict[object, int] = {None: 0}
 
     async def append(self, writes: Sequence[StreamWrite]) -> AppendResult:
         attempt = current_attempt.get()
         operation = attempt.operation if attempt is not None else -1
+        began_ns = now_ns()
         try:
             result = await self.inner.append(writes)
         except BaseException as error:
-            self._entries.append((operation, writes, outcome_of(error), None))
+            self._entries.append((operation, writes, outcome_of(error), _actual(error), began_ns, now_ns()))
             raise
-        self._entries.append((operation, writes, Outcome.OK, result.versions))
+        self._entries.append((operation, writes, Outcome.OK, result.versions, began_ns, now_ns()))
         return result
 
     async def append_many(self, requests: Sequence[Sequence[StreamWrite]]) -> list[AppendResult | StoreError]:
         attempt = current_attempt.get()
         operation = attempt.operation if attempt is not None else -1
+        began_ns = now_ns()
         try:
             results = await self.inner.append_many(requests)
         except BaseException as error:
-            self._entries.extend((operation, writes, outcome_of(error), None) for writes in requests)
+            ended_ns, outcome, actual = now_ns(), outcome_of(error), _actual(error)
+            self._entries.extend((operation, writes, outcome, actual, began_ns, ended_ns) for writes in requests)
             raise
+        ended_ns = now_ns()
         for writes, result in zip(requests, results, strict=True):
             if isinstance(result, AppendResult):
-                self._entries.append((operation, writes, Outcome.OK, result.versions))
+                self._entries.append((operation, writes, Outcome.OK, result.versions, began_ns, ended_ns))
             else:
-                self._entries.append((operation, writes, outcome_of(result), None))
+                entry = (operation, writes, outcome_of(result), _actual(result), began_ns, ended_ns)
+                self._entries.append(entry)
         return results
 
-    def write(self, path: Path, worker: int) -> None:
-        """One row per event (or read-only participant) of every append, in the columns of schema.JOURNAL."""
-        with pq.ParquetWriter(path, _WRITES) as writer:
-            rows: list[tuple[Any, ...]] = []
+    async def read_stream(self, stream: StreamId, from_version: int = 1, limit: int | None = None) -> StreamSlice:
+        if from_version > 1 or limit is not None:
+            return await self.inner.read_stream(stream, from_version, limit)
+        began_ns = now_ns()
+        found = await self.inner.read_stream(stream, from_version, limit)
+        self._note_read([found], began_ns, now_ns())
+        return found
+
+    async def read_streams(self, streams: Sequence[StreamId]) -> list[StreamSlice]:
+        began_ns = now_ns()
+        found = await self.inner.read_streams(streams)
+        if self._note_read(found, began_ns, now_ns()):
+            self._joint.extend([(self._joint_count, part.stream, part.version) for part in found])
+            self._joint_count += 1
+        return found
+
+    def _note_read(self, found: Sequence[StreamSlice], began_ns: int, ended_ns: int) -> bool:
+        """Whether there was still room for it."""
+        if len(self._reads) + len(found) > READS_MAX:
+            self._left_out += len(found)
+            return False
+        attempt = current_attempt.get()
+        session = self._sessions.setdefault(attempt, len(self._sessions))
+        for part in found:
+            last = part.events[-1].id if part.events else None
+            self._reads.append((session, part.stream, part.version, len(part.events), last, began_ns, ended_ns))
+        return True
+
+    def write(self, folder: Path, worker: int, start_ns: int = 0, counts: Mapping[str, int] | None = None) -> None:
+        """Everything noted, and `counts`, as files of schema.JOURNAL in `folder`; times relative to `start_ns`."""
+        with Rows(folder / f"writes-{worker}.parquet", "writes") as file:
             for n, entry in enumerate(self._entries):
-                rows.extend(_rows(worker, n, entry))
-                if len(rows) >= _ROWS_PER_PART:
-                    _flush(writer, _WRITES, rows)
-            _flush(writer, _WRITES, rows)
+                for row in _rows(worker, n, entry, start_ns):
+                    file.add(row)
+        with Rows(folder / f"reads-{worker}.parquet", "reads") as file:
+            for session, stream, version, events, last, began_ns, ended_ns in self._reads:
+                last_id = None if last is None else last.bytes
+                file.add(
+                    (worker, session, stream, version, events, last_id, began_ns - start_ns, ended_ns - start_ns)
+                )
+        write_rows(folder / f"joint_reads-{worker}.parquet", "joint_reads", [(worker, *row) for row in self._joint])
+        numbers = {**(counts or {}), "reads left out": self._left_out}
+        write_rows(folder / f"counts-{worker}.parquet", "counts", list(numbers.items()))
 
 
-def _rows(worker: int, n: int, entry: _Entry) -> list[tuple[Any, ...]]:
-    operation, writes, outcome, versions = entry
+def _actual(error: BaseException) -> _Answer:
+    return (error.stream, error.actual) if isinstance(error, VersionConflict) else None
+
+
+def _rows(worker: int, n: int, entry: _Entry, start_ns: int) -> list[tuple[Any, ...]]:
+    operation, writes, outcome, answer, began_ns, ended_ns = entry
+    head = (worker, operation, n, outcome, began_ns - start_ns, ended_ns - start_ns)
+    is_ok, is_conflict = outcome == Outcome.OK, outcome == Outcome.CONFLICT
     rows: list[tuple[Any, ...]] = []
     for i, w in enumerate(writes):
-        head = (worker, operation, n, outcome, w.stream, w.expected, None if versions is None else versions[i])
+        version = answer[i] if is_ok and answer is not None else None
+        actual = answer[1] if is_conflict and answer is not None and answer[0] == w.stream else None
+        of_stream = (*head, w.stream, w.expected, actual, version)
         if not w.events:
-            rows.append((*head, 0, None, None))
+            rows.append((*of_stream, 0, None, None, None))
         for ordinal, e in enumerate(w.events, 1):
-            rows.append((*head, ordinal, e.id.bytes, digest(e.type, e.data, e.meta)))
+            rows.append((*of_stream, ordinal, e.id.bytes, digest(e.type, e.data, e.meta), amount(e.data)))
     return rows
 
 
-def _flush(writer: pq.ParquetWriter, schema: pa.Schema, rows: list[tuple[Any, ...]]) -> None:
-    if rows:
-        columns = [list(column) for column in zip(*rows, strict=True)]
-        writer.write_table(pa.table(columns, schema=schema))
-        rows.clear()
+class Prefix:
+    """A rolling digest over events in position order: `add` one after the other, `row` says what was added so far."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.blake2b(digest_size=8)
+        self.position: Position = 0
+        self.events = 0
+
+    def add(self, e: StoredEvent) -> None:
+        said = digest(e.type, e.data, e.meta)
+        self._digest.update(b"%d %b %d %d %b\n" % (e.position, e.id.bytes, e.version, said, e.stream.encode()))
+        self.position = e.position
+        self.events += 1
+
+    def row(self, start_ns: int = 0) -> tuple[int, Position, int, int]:
+        """As a row of `prefixes`, taken now."""
+        value = int.from_bytes(self._digest.digest(), "big", signed=True)
+        return now_ns() - start_ns, self.position, self.events, value
 
 
-async def read_back(store: Store, path: Path, page: int = 5000) -> int:
-    """Write down everything the store holds, in position order; gives the number of events."""
-    count = 0
-    with pq.ParquetWriter(path, _STORED) as writer:
-        rows: list[tuple[Any, ...]] = []
-        async for e in stream_all(store, page=page):
-            rows.append((e.position, e.stream, e.version, e.id.bytes, digest(e.type, e.data, e.meta)))
-            count += 1
-            if len(rows) >= _ROWS_PER_PART:
-                _flush(writer, _STORED, rows)
-        _flush(writer, _STORED, rows)
-    return count
+async def prefix(store: Store, events_max: int = PREFIX_EVENTS_MAX, start_ns: int = 0) -> tuple[int, Position, int, int]:
+    """How the store begins: a row of `prefixes` over what is settled now, at most its first `events_max` events.
+
+    May be taken while others write. Give the row to `read_back`, which takes the digest up to the same position again.
+    """
+    top, found = await store.last_position(), Prefix()
+    async for event in stream_all(store, page=min(PAGE, events_max)):
+        if event.position > top or found.events >= events_max:
+            break
+        found.add(event)
+    return found.row(start_ns)
+
+
+async def read_back(
+    store: Store,
+    folder: Path,
+    table: str = "stored",
+    prefixes: Sequence[tuple[int, Position, int, int]] = (),
+    start_ns: int = 0,
+) -> int:
+    """Write down everything the store holds as `table`, in position order, and how it begins up to each of `prefixes`
+    taken before; gives the number of events."""
+    rolling, cuts, taken = Prefix(), sorted({row[1] for row in prefixes if row[2]}), list(prefixes)
+    with Rows(folder / f"{table}.parquet", table) as file:
+        async for e in stream_all(store, page=PAGE):
+            said = digest(e.type, e.data, e.meta)
+            file.add((e.position, e.stream, e.version, e.id.bytes, said, amount(e.data), e.recorded_at_us))
+            while cuts and e.position > cuts[0]:  # what was last in the prefix may itself be gone
+                taken.append(_at(cuts.pop(0), rolling.row(start_ns)))
+            if cuts:
+                rolling.add(e)
+        taken += [_at(cut, rolling.row(start_ns)) for cut in cuts]
+    if prefixes:
+        write_rows(folder / f"prefixes-{table}.parquet", "prefixes", taken)
+    return file.count
+
+
+def _at(position: Position, row: tuple[int, Position, int, int]) -> tuple[int, Position, int, int]:
+    return row[0], position, row[2], row[3]

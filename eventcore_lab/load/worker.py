@@ -24,7 +24,7 @@ from msgspec import Struct
 from eventcore_lab.clock import WallClock
 from eventcore_lab.events import StoreError
 from eventcore_lab.load.drive import Load, Stop, drive
-from eventcore_lab.load.journal import Journal, read_back
+from eventcore_lab.load.journal import Journal, prefix, read_back
 from eventcore_lab.load.pacers import pacers
 from eventcore_lab.load.recorder import Recorder
 from eventcore_lab.load.workloads import workloads
@@ -111,10 +111,16 @@ async def _work(job: Job, store: Store, lines: Lines) -> None:
         await drive(load, lines.stop)
     clock.close()
     lines.say("loaded", reason=lines.stop.reason, failures=lines.stop.failures, begun=recorder.begun)
-    journal.write(spool / f"writes-{job.worker}.parquet", job.worker)
+    journal.write(spool, job.worker, load.start_ns, {"offered": _offered(load, lines.stop, recorder)})
     if (await lines.heard())[0] == "verify":
-        count = await read_back(store, spool / "stored.parquet")
+        before = await prefix(store, start_ns=load.start_ns)
+        count = await read_back(store, spool, prefixes=[before], start_ns=load.start_ns)
         lines.say("done", stored=count)
+
+
+def _offered(load: Load, stop: Stop, recorder: Recorder) -> int:
+    """How many operations there were to do: an open loop that was not stopped says so without looking at its samples."""
+    return recorder.begun if load.callers or stop.is_set else len(load.due)
 
 
 def _load(job: Job, clock: WallClock, recorder: Recorder, journal: Journal) -> Load:
