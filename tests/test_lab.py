@@ -336,10 +336,11 @@ async def judged(store: Any, tmp_path: Path, *, unknown: bool = False) -> dict[s
         except (VersionConflict, StoreError):
             continue
     if unknown:
-        journal._entries[-3] = (*journal._entries[-3][:2], int(Outcome.UNKNOWN), None)
-    journal.write(tmp_path / "writes-0.parquet", 0)
-    await read_back(store, tmp_path / "stored.parquet")
-    return {f.name: f for f in check([tmp_path / "writes-0.parquet"], tmp_path / "stored.parquet", True)}
+        entry = journal._entries[-3]
+        journal._entries[-3] = (*entry[:2], int(Outcome.UNKNOWN), None, *entry[4:])
+    journal.write(tmp_path, 0)
+    await read_back(store, tmp_path)
+    return {f.name: f for f in check(tmp_path)}
 
 
 async def test_a_healthy_store_is_never_accused(tmp_path: Path) -> None:
@@ -381,14 +382,13 @@ async def test_a_store_that_is_wrong_is_caught(store: Any, caught_by: str, tmp_p
 async def test_a_torn_unknown_append_is_caught(tmp_path: Path) -> None:
     journal = Journal(Memory())
     await journal.append([StreamWrite(StreamId("s"), 0, tuple(NewEvent("T", b"{}") for _ in range(3)))])
-    journal._entries[0] = (*journal._entries[0][:2], int(Outcome.UNKNOWN), None)
-    journal.write(tmp_path / "w.parquet", 0)
-    await read_back(Changes(lambda e: e), tmp_path / "empty.parquet")
-    await read_back(journal, tmp_path / "whole.parquet")
-    torn = pq.read_table(tmp_path / "whole.parquet").slice(0, 2)
-    pq.write_table(torn, tmp_path / "torn.parquet")
-    for name, status in (("whole", "passed"), ("torn", "violated"), ("empty", "passed")):
-        found = {f.name: f.status for f in check([tmp_path / "w.parquet"], tmp_path / f"{name}.parquet", True)}
+    journal._entries[0] = (*journal._entries[0][:2], int(Outcome.UNKNOWN), None, 0, 1)
+    journal.write(tmp_path, 0)
+    await read_back(journal, tmp_path)
+    whole = pq.read_table(tmp_path / "stored.parquet")
+    for there, status in ((3, "passed"), (2, "violated"), (0, "passed")):
+        pq.write_table(whole.slice(0, there), tmp_path / "stored.parquet")
+        found = {f.name: f.status for f in check(tmp_path)}
         assert found["unknown appends are whole or absent"] == status
 
 
@@ -396,7 +396,7 @@ async def test_doubled_ids_and_positions_are_caught(tmp_path: Path) -> None:
     await judged(Memory(), tmp_path)
     table = pq.read_table(tmp_path / "stored.parquet")
     pq.write_table(pa.concat_tables([table, table.slice(0, 1)]), tmp_path / "stored.parquet")
-    found = {f.name: f.status for f in check([tmp_path / "writes-0.parquet"], tmp_path / "stored.parquet", True)}
+    found = {f.name: f.status for f in check(tmp_path)}
     assert found["event ids are unique"] == found["positions are unique and follow versions"] == "violated"
 
 
@@ -411,13 +411,16 @@ async def test_a_store_whose_pages_go_backwards_is_not_read_for_ever(tmp_path: P
         await judged(Changes(lambda e: replaced(e, position=-e.position)), tmp_path)
 
 
-def test_without_evidence_nothing_is_passed_and_a_broken_file_is_no_pass(tmp_path: Path) -> None:
-    (tmp_path / "broken.parquet").write_text("no parquet")
-    for writes, stored, keeps in (([], None, True), ([tmp_path / "w"], None, True), ([], None, False)):
-        assert {f.status for f in check(writes, stored, keeps)} == {"not tested"}
-    found = check([tmp_path / "broken.parquet"], tmp_path / "broken.parquet", True)
-    assert {f.status for f in found} == {"broken"}
-    assert len(found) == len(CHECKERS)
+async def test_without_evidence_nothing_is_passed_and_a_broken_file_is_no_pass(tmp_path: Path) -> None:
+    assert {f.status for f in check(tmp_path)} == {f.status for f in check(tmp_path, False)} == {"not tested"}
+    assert all(f.detail for f in check(tmp_path))
+    await judged(Memory(), tmp_path)
+    (tmp_path / "stored.parquet").write_text("no parquet")
+    found = {f.name: f.status for f in check(tmp_path)}
+    assert list(found) == [c.name for c in CHECKERS]
+    assert found["acknowledged appends are there"] == found["versions are contiguous"] == "broken"
+    assert found["one winner per version"] == "passed"
+    assert {f.status for f in check(tmp_path, False)} == {"not tested"}
 
 
 # targets

@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from eventcore_lab.clock import NS_PER_S, now_ns, pause_s
 from eventcore_lab.lab.checkers import check
+from eventcore_lab.lab.evidence import raw_samples
 from eventcore_lab.schema import (
     ENVIRONMENT_FILE,
     GAUGES_FILE,
@@ -271,9 +272,7 @@ def _ingest(con: duckdb.DuckDBPyConnection, folder: Path, run_id: str) -> None:
 
 def _samples(part: Path) -> pa.Table:
     """The columns of `samples` from a worker's raw rows; see schema.SAMPLE_WORDS."""
-    whole = part.stat().st_size // (8 * len(SAMPLE_WORDS)) * len(SAMPLE_WORDS)
-    rows = np.fromfile(part, np.int64, whole).reshape(-1, len(SAMPLE_WORDS))
-    rows = rows[rows[:, -1] != 0]
+    rows = raw_samples(part)
     columns = {name: rows[:, i] for i, name in enumerate(SAMPLE_WORDS[:-1])}
     word = rows[:, -1]
     columns["worker"] = np.full(len(rows), int(part.stem.rpartition("-")[2]))
@@ -299,12 +298,8 @@ def _ingest_environment(con: duckdb.DuckDBPyConnection, folder: Path, environmen
 
 
 def _ingest_findings(con: duckdb.DuckDBPyConnection, folder: Path, run_id: str, row: dict[str, Any]) -> None:
-    stored = folder / "stored.parquet"
-    findings = check(
-        sorted(folder.glob("writes-*.parquet")),
-        stored if stored.exists() else None,
-        row.get("keeps_events") is not False,
-    )
+    durability = row.get("durability") or "durable"
+    findings = check(folder, row.get("keeps_events") is not False, durability.startswith("durable"))
     frame = pa.Table.from_pylist(  # noqa: F841
         [
             {

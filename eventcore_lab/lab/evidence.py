@@ -1,0 +1,160 @@
+"""A run's evidence as tables of a DuckDB connection of its own: those of schema.JOURNAL, its samples, and what is derived.
+
+Derived are `acked` (events of acknowledged appends with the version each was given), `placed` (what each append that may
+have happened wrote to each of its streams, and where that is stored), `spans` (between which times a stream can have had
+a version) and `participants` (streams that an acknowledged append only checked).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from eventcore_lab.schema import JOURNAL, SAMPLE_WORDS, Outcome
+
+LOST = {
+    "writes": "the journal of appends was lost",
+    "stored": "the store was not read back",
+    "samples": "the samples were lost",
+    "restarted": "the server was not restarted",
+    "followed": "no reader followed the store",
+    "checkpointed": "no reader saved a checkpoint",
+    "reads": "no stream was read whole",
+    "joint_reads": "no streams were read together",
+    "prefixes": "no digest was taken",
+    "counts": "nothing was counted",
+}
+"""Why an invariant is not tested when a table of evidence is not there."""
+
+_OK, _CONFLICT, _FAILED, _UNKNOWN = int(Outcome.OK), int(Outcome.CONFLICT), int(Outcome.FAILED), int(Outcome.UNKNOWN)
+
+_DERIVED: dict[str, tuple[Sequence[str], str]] = {
+    "refused": (
+        ("writes",),
+        f"CREATE TEMP VIEW refused AS SELECT * FROM writes WHERE outcome IN ({_CONFLICT}, {_FAILED})",
+    ),
+    "unanswered": (
+        ("writes",),
+        f"CREATE TEMP VIEW unanswered AS SELECT * FROM writes WHERE outcome = {_UNKNOWN}",
+    ),
+    "conflicts": (
+        ("writes",),
+        f"""CREATE TEMP VIEW conflicts AS
+            SELECT worker, append, any_value(began_ns) AS began_ns, any_value(ended_ns) AS ended_ns,
+                   any_value(stream) FILTER (actual IS NOT NULL) AS stream,
+                   any_value(expected) FILTER (actual IS NOT NULL) AS expected, any_value(actual) AS actual
+            FROM writes WHERE outcome = {_CONFLICT} GROUP BY worker, append""",
+    ),
+    "participants": (
+        ("writes",),
+        f"""CREATE TEMP VIEW participants AS
+            SELECT worker, append, stream, expected, version, began_ns, ended_ns
+            FROM writes WHERE outcome = {_OK} AND event_id IS NULL""",
+    ),
+    "acked": (
+        ("writes",),
+        f"""CREATE TEMP TABLE acked AS
+            SELECT *, version - n + ordinal AS at_version
+            FROM writes JOIN (SELECT worker, append, stream, max(ordinal) AS n FROM writes GROUP BY ALL) AS of_stream
+                 USING (worker, append, stream)
+            WHERE outcome = {_OK} AND event_id IS NOT NULL""",
+    ),
+    "placed": (
+        ("writes", "stored"),
+        f"""CREATE TEMP TABLE placed AS
+            SELECT worker, append, w.stream, any_value(w.began_ns) AS began_ns,
+                   any_value(CASE WHEN outcome = {_OK} THEN w.ended_ns END) AS ended_ns, count(*) AS events,
+                   min(s.version) AS first_version, max(s.version) AS last_version,
+                   min(s.position) AS first_position, max(s.position) AS last_position,
+                   min(s.version - ordinal) AS low, max(s.version - ordinal) AS high
+            FROM writes AS w JOIN stored AS s ON w.event_id = s.event_id AND w.stream = s.stream
+            WHERE outcome IN ({_OK}, {_UNKNOWN}) GROUP BY worker, append, w.stream""",
+    ),
+    # A version can have been a stream's at a time only between the first beginning of the append that made it and the
+    # last end of the one that made the next; the end is open when that had no answer, or there was none.
+    "spans": (
+        ("placed",),
+        """CREATE TEMP TABLE spans AS
+           SELECT coalesce(made.stream, passed.stream) AS stream, coalesce(made.version, passed.version) AS version,
+                  began_ns, ended_ns
+           FROM (SELECT stream, last_version AS version, min(began_ns) AS began_ns FROM placed GROUP BY ALL) AS made
+                FULL JOIN
+                (SELECT stream, first_version - 1 AS version,
+                        CASE WHEN count(*) = count(ended_ns) THEN max(ended_ns) END AS ended_ns
+                 FROM placed GROUP BY ALL) AS passed
+                ON made.stream = passed.stream AND made.version = passed.version""",
+    ),
+}
+
+
+class Evidence:
+    """What a folder has. `con` sees every table, empty where there is nothing; `lacking` says of which it is so, and why."""
+
+    def __init__(self, con: duckdb.DuckDBPyConnection, folder: Path) -> None:
+        self.con = con
+        self.lacking: dict[str, tuple[str, str]] = {}
+        for table in JOURNAL:
+            self._open(table, sorted([*folder.glob(f"{table}.parquet"), *folder.glob(f"{table}-*.parquet")]))
+        self._open_samples(sorted(folder.glob("samples-*.i64")))
+        for name, (needs, sql) in _DERIVED.items():
+            self._derive(name, needs, sql)
+
+    def lacks(self, needs: Sequence[str]) -> tuple[str, str] | None:
+        """("not tested" or "broken", why) when one of these tables is not to be had."""
+        return next((self.lacking[table] for table in needs if table in self.lacking), None)
+
+    def _open(self, table: str, files: Sequence[Path]) -> None:
+        columns = JOURNAL[table]
+        listed = ", ".join("'" + str(path).replace("'", "''") + "'" for path in files)  # a view takes no parameters
+        try:
+            if files:
+                names = ", ".join(columns)
+                self.con.execute(f"CREATE TEMP VIEW {table} AS SELECT {names} FROM read_parquet([{listed}])")
+                return
+            self.lacking[table] = ("not tested", LOST[table])
+        except duckdb.Error as error:
+            self.lacking[table] = ("broken", line_of(error))
+        self.con.execute(f"CREATE TEMP TABLE {table} ({', '.join(f'{name} {kind}' for name, kind in columns.items())})")
+
+    def _open_samples(self, files: Sequence[Path]) -> None:
+        if not files:
+            self.lacking["samples"] = ("not tested", LOST["samples"])
+        parts = [np.empty((0, len(SAMPLE_WORDS)), np.int64), *(raw_samples(file) for file in files)]
+        operations = np.concatenate([part[:, 0] for part in parts])
+        outcomes = np.concatenate([part[:, -1] & 0xFF for part in parts])
+        self.con.register("samples", pa.table({"operation": operations, "outcome": outcomes}))
+
+    def _derive(self, name: str, needs: Sequence[str], sql: str) -> None:
+        if (why := self.lacks(needs)) is not None:
+            self.lacking[name] = why
+            return
+        try:
+            self.con.execute(sql)
+        except duckdb.Error as error:
+            self.lacking[name] = ("broken", line_of(error))
+
+
+def line_of(error: Exception) -> str:
+    """What went wrong, in one line."""
+    return str(error).partition("\n")[0]
+
+
+def raw_samples(part: Path) -> NDArray[np.int64]:
+    """A worker's rows as they were recorded, shape (n, 8), without those that never began; see schema.SAMPLE_WORDS."""
+    whole = part.stat().st_size // (8 * len(SAMPLE_WORDS)) * len(SAMPLE_WORDS)
+    rows = np.fromfile(part, np.int64, whole).reshape(-1, len(SAMPLE_WORDS))
+    begun: NDArray[np.int64] = rows[rows[:, -1] != 0]
+    return begun
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[Evidence]:
+    """The evidence in `folder`, in a database of its own that is gone afterwards."""
+    with duckdb.connect() as con:
+        yield Evidence(con, folder)
