@@ -152,7 +152,8 @@ def lab_file() -> Path:
     return Path(named) if named else data_folder() / "lab.duckdb"
 
 
-"""Table → column → DuckDB type, in the order of the file. `verdicts.kind` is `invariant` or `target`."""
+"""Table → column → DuckDB type, in the order of the file. `verdicts.kind` is `invariant`, `target`, or
+`fact` for what is told and not judged."""
 
 
 SAMPLE_WORDS = ("operation", "due_ns", "offered_ns", "began_ns", "acquired_ns", "ended_ns", "backoff_ns", "packed")

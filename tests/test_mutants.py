@@ -113,7 +113,11 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 PLANTED: list[tuple[str, str, str]] = [
-    ("every operation has one outcome", "counts", "SELECT * REPLACE (value + (name = 'offered')::BIGINT AS value) FROM t"),
+    (
+        "every operation has one outcome",
+        "counts",
+        "SELECT * REPLACE (value + (name = 'offered')::BIGINT AS value) FROM t",
+    ),
     ("acknowledged appends are there", "stored", "SELECT * FROM t WHERE position % 10 <> 3"),
     (
         "acknowledged appends are there",
@@ -157,7 +161,11 @@ PLANTED: list[tuple[str, str, str]] = [
         "SELECT * REPLACE (version - (version > 0)::BIGINT AS version) FROM t",
     ),
     ("positions are unique and follow versions", "stored", "SELECT * REPLACE (100000 - position AS position) FROM t"),
-    ("positions are unique and follow versions", "stored", "SELECT * REPLACE (floor(position / 2)::BIGINT AS position) FROM t"),
+    (
+        "positions are unique and follow versions",
+        "stored",
+        "SELECT * REPLACE (floor(position / 2)::BIGINT AS position) FROM t",
+    ),
     (
         "appends stay together",
         "writes",
@@ -186,7 +194,11 @@ PLANTED: list[tuple[str, str, str]] = [
         """SELECT * REPLACE (began_ns + if(event_id IS NULL, 10000000000, 0) AS began_ns,
                              ended_ns + if(event_id IS NULL, 10000000000, 0) AS ended_ns) FROM t""",
     ),
-    ("holes are accounted for", "counts", "SELECT * REPLACE (value * if(name = 'positions drawn', 10, 1) AS value) FROM t"),
+    (
+        "holes are accounted for",
+        "counts",
+        "SELECT * REPLACE (value * if(name = 'positions drawn', 10, 1) AS value) FROM t",
+    ),
     ("amounts are conserved", "stored", "SELECT * REPLACE (amount + 1 AS amount) FROM t"),
     ("amounts are conserved", "stored", "SELECT * REPLACE (if(stream = 'account-1', NULL, amount) AS amount) FROM t"),
     (  # a pair that is lost as a whole still sums up to nothing
@@ -215,7 +227,11 @@ PLANTED: list[tuple[str, str, str]] = [
         "SELECT * REPLACE (position + 5 AS position) FROM t",
     ),
     ("reads are how the stream begins", "reads", "SELECT * REPLACE (version + 1 AS version) FROM t"),
-    ("reads are how the stream begins", "reads", "SELECT * REPLACE (version + 1 AS version, events + 1 AS events) FROM t"),
+    (
+        "reads are how the stream begins",
+        "reads",
+        "SELECT * REPLACE (version + 1 AS version, events + 1 AS events) FROM t",
+    ),
     ("reads are how the stream begins", "reads", "SELECT * REPLACE (unhex(md5('')) AS last_id) FROM t"),
     ("reads see what was acknowledged before", "reads", "SELECT * REPLACE (began_ns + 10000000000 AS began_ns) FROM t"),
     ("reads never go back", "reads", "SELECT * REPLACE (if(session % 2 = 1, version, version // 2) AS version) FROM t"),
@@ -261,7 +277,9 @@ def test_planted_evidence_is_found(name: str, table: str, sql: str, clean: Path,
 def test_every_checker_has_evidence_planted_for_it_and_every_mutant_a_checker() -> None:
     assert {name for name, _, _ in PLANTED} == {c.name for c in CHECKERS}
     assert CAUGHT_BY.keys() == MUTANTS.keys()
-    assert {c.id for c in CHECKERS} == {f"V{n}" for n in range(1, 17)} and len({c.name for c in CHECKERS}) == len(CHECKERS)
+    assert {c.id for c in CHECKERS} == {f"V{n}" for n in range(1, 17)} and len({c.name for c in CHECKERS}) == len(
+        CHECKERS
+    )
 
 
 @pytest.mark.parametrize("row", ["running", "twice"])
@@ -317,5 +335,3 @@ def test_what_is_reported_is_told_and_not_judged(clean: Path, tmp_path: Path) ->
     assert facts["holes in the positions"] == 1
     assert facts["recorded times behind an earlier position's"] > 100
     assert reported(tmp_path / "nothing") == {}
-
-

@@ -15,7 +15,6 @@ from eventcore_lab.lab.evidence import Evidence, line_of, opened
 from eventcore_lab.lab.invariant import Invariant
 from eventcore_lab.lab.invariants_read import INVARIANTS_READ
 from eventcore_lab.lab.invariants_written import INVARIANTS_WRITTEN
-from eventcore_lab.schema import Outcome
 
 EXAMPLES_MAX = 3
 CHECKERS: tuple[Invariant, ...] = (*INVARIANTS_WRITTEN, *INVARIANTS_READ)
@@ -36,12 +35,23 @@ class Finding(Struct, frozen=True):
 def check(folder: Path, keeps_events: bool = True, is_durable: bool = True) -> list[Finding]:
     """Every checker's finding over the evidence in `folder`, in the order of CHECKERS. What there is no evidence for is
     `not tested`, with the reason."""
+    return examined(folder, keeps_events, is_durable)[0]
+
+
+def reported(folder: Path) -> dict[str, float]:
+    """Facts about a run that are told, not judged: name → value. Those there is no evidence for are left out."""
+    with opened(folder) as evidence:
+        return _facts(evidence)
+
+
+def examined(folder: Path, keeps_events: bool, is_durable: bool) -> tuple[list[Finding], dict[str, float]]:
+    """What `check` finds and what is `reported`, for the price of reading the evidence once."""
     if not keeps_events:
-        return [Finding(c.id, c.name, "not tested", detail="this store keeps nothing") for c in CHECKERS]
+        return [Finding(c.id, c.name, "not tested", detail="this store keeps nothing") for c in CHECKERS], {}
     with opened(folder) as evidence:
         if not is_durable:
             evidence.lacking["restarted"] = ("not tested", "this store does not promise to survive a restart")
-        return [_found(evidence, checker) for checker in CHECKERS]
+        return [_found(evidence, checker) for checker in CHECKERS], _facts(evidence)
 
 
 def _found(evidence: Evidence, checker: Invariant) -> Finding:
@@ -65,19 +75,16 @@ def _looked(con: duckdb.DuckDBPyConnection, checker: Invariant) -> Finding:
     return Finding(checker.id, checker.name, "violated", looked_at, wrong, "; ".join(str(row[0]) for row in examples))
 
 
-def reported(folder: Path) -> dict[str, float]:
-    """Facts about a run that are told, not judged: name → value. Those there is no evidence for are left out."""
+def _facts(evidence: Evidence) -> dict[str, float]:
     facts: dict[str, float] = {}
-    with opened(folder) as evidence:
-        for needs, sql in _FACTS:
-            if evidence.lacks(needs) is None:
-                relation = evidence.con.sql(sql)
-                values = relation.fetchall()[0]
-                facts |= {n: float(v) for n, v in zip(relation.columns, values, strict=True) if v is not None}
+    for needs, sql in _FACTS:
+        if evidence.lacks(needs) is None:
+            relation = evidence.con.sql(sql)
+            values = relation.fetchall()[0]
+            facts |= {n: float(v) for n, v in zip(relation.columns, values, strict=True) if v is not None}
     return facts
 
 
-_OK, _UNKNOWN = int(Outcome.OK), int(Outcome.UNKNOWN)
 _FACTS: tuple[tuple[tuple[str, ...], str], ...] = (
     # Why a reader must not go by time: what it would skip (ties at the edge of a page) or never see (inversions).
     (
@@ -96,13 +103,13 @@ _FACTS: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (
         ("writes", "stored"),
-        f"""SELECT count(*) FILTER (there) AS "unknown appends that happened",
+        """SELECT count(*) FILTER (there) AS "unknown appends that happened",
                    count(*) FILTER (NOT there) AS "unknown appends that did not happen"
-            FROM (SELECT bool_or(event_id IN (SELECT event_id FROM stored)) AS there FROM writes
-                  WHERE outcome = {_UNKNOWN} AND event_id IS NOT NULL GROUP BY worker, append)""",
+            FROM (SELECT bool_or(event_id IN (SELECT event_id FROM stored)) AS there FROM unanswered
+                  WHERE event_id IS NOT NULL GROUP BY worker, append)""",
     ),
     (
-        ("followed", "writes"),
+        ("followed", "acked"),
         """SELECT median(lag_ms) AS "reader lag p50 ms", quantile_disc(lag_ms, 0.99) AS "reader lag p99 ms"
            FROM (SELECT greatest(min(seen_ns) - any_value(ended_ns), 0) / 1e6 AS lag_ms
                  FROM followed JOIN acked USING (event_id) GROUP BY reader, event_id)""",

@@ -22,7 +22,7 @@ import polars as pl
 import pyarrow as pa
 
 from eventcore_lab.clock import NS_PER_S, now_ns, pause_s
-from eventcore_lab.lab.checkers import check
+from eventcore_lab.lab.checkers import examined
 from eventcore_lab.lab.evidence import raw_samples
 from eventcore_lab.schema import (
     ENVIRONMENT_FILE,
@@ -177,6 +177,11 @@ class Lab:
             [run_id],
         )
 
+    def facts(self, run_id: str) -> dict[str, float]:
+        """What was found out about a run beside its invariants, and is told without being judged."""
+        found = self.sql("SELECT name, measured FROM verdicts WHERE run_id = ? AND kind = 'fact'", [run_id])
+        return dict(found.iter_rows())
+
     def environment(self, run_id: str) -> dict[str, str]:
         """The machine, versions and server settings of a run."""
         found = self.sql(
@@ -299,20 +304,19 @@ def _ingest_environment(con: duckdb.DuckDBPyConnection, folder: Path, environmen
 
 def _ingest_findings(con: duckdb.DuckDBPyConnection, folder: Path, run_id: str, row: dict[str, Any]) -> None:
     durability = row.get("durability") or "durable"
-    findings = check(folder, row.get("keeps_events") is not False, durability.startswith("durable"))
-    frame = pa.Table.from_pylist(  # noqa: F841
-        [
-            {
-                "run_id": run_id,
-                "kind": "invariant",
-                "name": f.name,
-                "unit": "violations",
-                "limit_text": "= 0",
-                "measured": float(f.wrong),
-                "status": f.status,
-                "reason": f.detail,
-            }
-            for f in findings
-        ]
-    )
+    findings, facts = examined(folder, row.get("keeps_events") is not False, durability.startswith("durable"))
+    rows: list[dict[str, Any]] = [
+        {
+            "kind": "invariant",
+            "name": f.name,
+            "unit": "violations",
+            "limit_text": "= 0",
+            "measured": float(f.wrong),
+            "status": f.status,
+            "reason": f.detail,
+        }
+        for f in findings
+    ]
+    rows += [{"kind": "fact", "name": name, "measured": value, "status": "reported"} for name, value in facts.items()]
+    frame = pa.Table.from_pylist([{"run_id": run_id, **r} for r in rows])  # noqa: F841
     con.execute("INSERT INTO verdicts BY NAME SELECT * FROM frame")

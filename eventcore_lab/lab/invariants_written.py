@@ -62,7 +62,7 @@ INVARIANTS_WRITTEN = (
         "no event id is stored twice",
         ("stored",),
         "SELECT count(*) FROM stored",
-        """SELECT format('{} is stored {} times', hex(event_id), count(*))
+        """SELECT format('{} is stored {} times', event_id::VARCHAR, count(*))
            FROM stored GROUP BY event_id HAVING count(*) > 1""",
     ),
     Invariant(

@@ -103,8 +103,7 @@ def caveats(runs: Sequence[Run]) -> Sentence:
     steal = [v for r in runs if len(s := r.gauge("machine", "steal_percent")) and (v := float(s["value"].mean())) > 2]  # type: ignore[arg-type]
     if steal:
         lines.append(f"Another guest of this machine took up to {max(steal):.0f} % of it; repeat where that is not so.")
-    if names := untested(runs):
-        lines.append("Not tested, because nothing exercised it: " + "; ".join(names) + ".")
+    lines += [f"Not tested, because {reason}: {'; '.join(names)}." for reason, names in untested(runs).items()]
     lines.append("Runs: " + ", ".join(f"`{r.run_id}`" for r in runs) + ".")
     return Sentence("\n".join(f"- {line}" for line in lines))
 

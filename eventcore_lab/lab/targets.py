@@ -274,15 +274,14 @@ def _invariants(runs: Sequence[Run]) -> Iterable[Judgement]:
         yield Judgement("invariant", name, "= 0", wrong, nan, nan, "violations", status, reason, row["run_id"])
 
 
-def untested(runs: Sequence[Run]) -> list[str]:
-    """Invariants that no part of any of these runs exercised."""
-    tested = {
-        name
-        for run in runs
-        for name, status in run.invariants.select("name", "status").iter_rows()
-        if status != "not tested"
-    }
-    return sorted({name for run in runs for name in run.invariants["name"]} - tested)
+def untested(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Invariants that no part of any of these runs exercised: reason → names, in the checkers' order."""
+    rows = [row for run in runs for row in run.invariants.select("name", "status", "reason").iter_rows()]
+    tested = {name for name, status, _ in rows if status != "not tested"}
+    found: dict[str, list[str]] = {}
+    for name, reason in {name: reason for name, _, reason in rows if name not in tested}.items():
+        found.setdefault(reason, []).append(name)
+    return found
 
 
 def _rounded(value: float) -> str:

@@ -158,9 +158,7 @@ class Journal(Wrapper):
         with Rows(folder / f"reads-{worker}.parquet", "reads") as file:
             for session, stream, version, events, last, began_ns, ended_ns in self._reads:
                 last_id = None if last is None else last.bytes
-                file.add(
-                    (worker, session, stream, version, events, last_id, began_ns - start_ns, ended_ns - start_ns)
-                )
+                file.add((worker, session, stream, version, events, last_id, began_ns - start_ns, ended_ns - start_ns))
         write_rows(folder / f"joint_reads-{worker}.parquet", "joint_reads", [(worker, *row) for row in self._joint])
         numbers = {**(counts or {}), "reads left out": self._left_out}
         write_rows(folder / f"counts-{worker}.parquet", "counts", list(numbers.items()))
@@ -206,7 +204,9 @@ class Prefix:
         return now_ns() - start_ns, self.position, self.events, value
 
 
-async def prefix(store: Store, events_max: int = PREFIX_EVENTS_MAX, start_ns: int = 0) -> tuple[int, Position, int, int]:
+async def prefix(
+    store: Store, events_max: int = PREFIX_EVENTS_MAX, start_ns: int = 0
+) -> tuple[int, Position, int, int]:
     """How the store begins: a row of `prefixes` over what is settled now, at most its first `events_max` events.
 
     May be taken while others write. Give the row to `read_back`, which takes the digest up to the same position again.

@@ -189,9 +189,7 @@ async def ordeal(
 
 
 class _Ordeal:
-    def __init__(
-        self, store: Store, other: Store, folder: Path, seed: int, callers: int, operations: int
-    ) -> None:
+    def __init__(self, store: Store, other: Store, folder: Path, seed: int, callers: int, operations: int) -> None:
         self._other, self._folder, self._seed = other, folder, seed
         self._callers, self._operations = callers, operations // callers * callers
         self._start_ns = now_ns()

@@ -190,7 +190,8 @@ class BlindRetryWithNewIds(BlindRetry):
 
     def _again(self, writes: Sequence[StreamWrite]) -> list[StreamWrite]:
         return [
-            _replaced(w, expected=ANY, events=tuple([_replaced(e, id=new_event_id()) for e in w.events])) for w in writes
+            _replaced(w, expected=ANY, events=tuple([_replaced(e, id=new_event_id()) for e in w.events]))
+            for w in writes
         ]
 
 
