@@ -254,12 +254,16 @@ writes        one row per event of every append tried; a read-only participant h
               rows of the stream that conflicted. `amount`: the event's "amount", if it has one
 stored        one row per event read back after the load, in position order; `restarted` the same after the server was
               ended and started again
-followed      what a reader that tails the store was given, in the order it was given (`nth`); `life` counts its restarts
-checkpointed  the checkpoints it saved: before the `nth` event it was given in this life came the save of `position`
-reads         whole-stream reads: the version told, the number of events, the id of the last; a `session` is one caller
-joint_reads   reads of several streams at one instant
-prefixes      a digest over the first `events` events, up to `position`, taken at some time
-counts        numbers of the run: `offered` operations, `positions drawn` by the store's sequence, `server crashes`
+followed      what a reader that tails the whole store was given, in the order it was given (`nth`, from 1); `life` counts its
+              restarts, from 0
+checkpointed  the checkpoints it saved: before the `nth` event it was given in this life came the save of `position`. One
+              that does not begin before everything notes where it begins, as saved before its first event
+reads         whole-stream reads, the first so many of each worker: the version told, the number of events, the id of the
+              last; a `session` is one caller (0: not known which)
+joint_reads   the versions of streams that were read at one instant, by a worker's `read` number
+prefixes      a digest over the first `events` events, up to `position`, taken at some time; for each `position` at least twice
+counts        numbers of the run, added up over its workers: `offered` operations, `positions drawn` by the store's sequence,
+              `server crashes`, `reads left out` of the evidence
 """
 
 

@@ -35,12 +35,15 @@ from eventcore_lab.lab import stats
 from eventcore_lab.lab.checkers import CHECKERS, Finding, check
 from eventcore_lab.lab.database import Lab, LabError, UnknownRun
 from eventcore_lab.lab.measures import UNITS, Run
-from eventcore_lab.lab.targets import Judgement, Targets, Threshold, Verdict, judge
+from eventcore_lab.lab.sentences import caveats
+from eventcore_lab.lab.targets import Judgement, Targets, Threshold, Verdict, judge, untested
 from eventcore_lab.load.journal import Journal, read_back
+from eventcore_lab.progress import Quiet
 from eventcore_lab.schema import LOCK_FILE, SAMPLE_WORDS, TABLES, ExitCode, Outcome, packed
 from eventcore_lab.spec import UsageError
 from eventcore_lab.stores.memory import Memory
 from eventcore_lab.stores.wrapper import Wrapper
+from eventcore_lab.workbench import run
 
 # statistics
 
@@ -520,6 +523,27 @@ def test_a_real_run_has_every_figure_and_no_violation(closed_run: Run) -> None:
     assert set(closed_run.invariants["status"]) == {"passed", "not tested"}
     assert {"loader", "server", "machine"} <= set(closed_run.gauges["source"])
     assert closed_run.lab.environment(closed_run.run_id)["postgres.fsync"] == "on"
+
+
+def test_a_run_on_a_mutant_is_violated_and_says_by_what(lab: Lab) -> None:
+    faulty = run(Experiment(store="mutant(memory):lost_ack", duration_s=0.2, warmup_s=0), lab, Quiet())
+    verdict = judge(Targets.of("p50 < 1s"), faulty)
+    assert verdict.status == "violated"
+    assert "acknowledged appends are there" in verdict.answer and "acknowledged, but not there" in verdict.answer
+
+
+def test_facts_are_kept_with_a_run_and_are_no_invariants(closed_run: Run) -> None:
+    facts = closed_run.lab.facts(closed_run.run_id)
+    assert facts["events stored"] > 0 and facts["holes in the positions"] >= 0
+    assert not set(facts) & set(closed_run.invariants["name"])
+
+
+def test_what_was_not_tested_is_told_with_its_reason(closed_run: Run) -> None:
+    reasons = untested([closed_run])
+    assert "followers miss nothing" in reasons["no reader followed the store"]
+    assert "a restart changes nothing" in reasons["the server was not restarted"]
+    assert not any("acknowledged appends are there" in names for names in reasons.values())
+    assert "- Not tested, because no reader followed the store: followers miss nothing;" in str(caveats([closed_run]))
 
 
 def test_the_null_store_is_never_called_correct(lab: Lab) -> None:
