@@ -13,15 +13,14 @@ import pytest
 from eventcore_lab.events import ANY, NewEvent, StreamId, StreamWrite
 from eventcore_lab.lab.checkers import CHECKERS, Finding, check, reported
 from eventcore_lab.load.journal import Journal, read_back
-from eventcore_lab.load.ordeal import ordeal
+from eventcore_lab.load.ordeal import Deaf, ordeal, ordeal_of
 from eventcore_lab.schema import JOURNAL, SAMPLE_WORDS
 from eventcore_lab.spec import UsageError
-from eventcore_lab.stores import PoolSettings, open_store, stores
+from eventcore_lab.stores import open_store, stores
 from eventcore_lab.stores.memory import Memory
 from eventcore_lab.stores.mutants import MUTANTS
 
 INNER = ("memory", "postgres")
-POOL = PoolSettings(max_connections=6, min_connections=6)
 CAUGHT_BY = {
     "ignored_expectation": "appends are where they expected",
     "repeated_versions": "versions are contiguous",
@@ -53,15 +52,7 @@ NOT_IN_THE_ORDEAL = {
 
 
 async def judged(spec: str, folder: Path, seed: int = 1) -> dict[str, Finding]:
-    driver = stores.make(spec)
-    async with driver.provision() as place:
-        store = await driver.connect(place.address, POOL)
-        other = await driver.connect(place.address, POOL) if driver.is_shared else store
-        try:
-            await ordeal(store, other, folder, seed)
-        finally:
-            await store.close()
-            await other.close()
+    await ordeal_of(stores.make(spec), folder, seed)
     return {f.name: f for f in check(folder)}
 
 
@@ -79,6 +70,12 @@ async def test_a_healthy_store_is_never_accused_and_nothing_is_left_out(inner: s
     found = await judged(inner, tmp_path, seed)
     assert {name: f for name, f in found.items() if f.status != "passed"}.keys() == NOT_IN_THE_ORDEAL, found
     assert {found[name].status for name in NOT_IN_THE_ORDEAL} == {"not tested"}
+
+
+async def test_readers_that_go_by_a_plain_sequence_are_caught_losing_events(tmp_path: Path) -> None:
+    found = await judged("postgres:none,hold_ms=5", tmp_path)
+    assert found["followers miss nothing"].status == "violated"
+    assert "ms after the reader had passed" in found["followers miss nothing"].detail
 
 
 def test_a_mutant_is_a_store_like_the_one_it_spoils() -> None:
@@ -309,7 +306,6 @@ def test_a_lost_event_is_told_with_how_late_it_was(clean: Path, tmp_path: Path) 
 
 async def test_appends_that_share_the_ids_of_a_lost_one_are_no_violation(tmp_path: Path) -> None:
     """A retry after an unknown outcome writes the same events; whichever attempt it was, they are there once."""
-    from eventcore_lab.load.ordeal import Deaf
     from eventcore_lab.stores.retry import append_once
 
     store = Memory()

@@ -1,6 +1,6 @@
 """An ordeal for a store: a short, mean, seeded load that touches every promise, and the evidence for the checkers.
 
-    await ordeal(store, other, folder, seed=1)
+    await ordeal_of(stores.make("postgres"), folder, seed=1)
     findings = check(folder)                      # lab.checkers
 
 Many tasks contend for few streams over two connections: appends that expect a version and appends that do not, batches,
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -31,10 +32,11 @@ from eventcore_lab.load.evidence import write_rows
 from eventcore_lab.load.journal import Journal, outcome_of, prefix, read_back
 from eventcore_lab.load.recorder import Recorder
 from eventcore_lab.schema import Attempt, Outcome, Phase, current_attempt, packed
-from eventcore_lab.stores.protocol import Store
+from eventcore_lab.stores.protocol import Driver, PoolSettings, Store
 from eventcore_lab.stores.wrapper import Wrapper
 
 TIMEOUT_S = 120.0
+POOL = PoolSettings.sized(6)
 HOT = [StreamId(f"hot-{n}") for n in range(3)]
 ACCOUNTS = [StreamId(f"account-{n}") for n in range(4)]
 POLICIES = [StreamId(f"policy-{n}") for n in range(2)]
@@ -175,6 +177,18 @@ class _Follower:
                     self.checkpointed.append((self._reader, life, given + 1, after))
             await sleep_s(0 if len(events) == self._page else 0.001)
         return False
+
+
+async def ordeal_of(driver: Driver, folder: Path, seed: int = 1) -> None:
+    """`ordeal` on a new place of `driver`; the evidence is in `folder`, which must be there, afterwards."""
+    async with driver.provision() as place, AsyncExitStack() as stack:
+        store = await driver.connect(place.address, POOL)
+        stack.push_async_callback(store.close)
+        other = store
+        if driver.is_shared:
+            other = await driver.connect(place.address, POOL)
+            stack.push_async_callback(other.close)
+        await ordeal(store, other, folder, seed)
 
 
 async def ordeal(
