@@ -276,10 +276,10 @@ async def test_an_append_of_eventcore_makes_two_round_trips_per_stream_and_four(
         return noted
 
     async with rig("postgres:eventcore") as r:
-        for kind, name in ((Connection, "fetch"), (Connection, "fetch_row"), (asyncpg.Connection, "execute")):
-            monkeypatch.setattr(kind, name, noting(getattr(kind, name)))
-        await r.store.append([w for n in range(streams) for w in write(StreamId(f"s{n}"), ABSENT, events)])
-        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            for kind, name in ((Connection, "fetch"), (Connection, "fetch_row"), (asyncpg.Connection, "execute")):
+                patch.setattr(kind, name, noting(getattr(kind, name)))
+            await r.store.append([w for n in range(streams) for w in write(StreamId(f"s{n}"), ABSENT, events)])
     assert len(sent) == trips
     assert [n for n, sql in enumerate(sent) if "advisory" in sql] == list(range(1, streams + 1))
 

@@ -6,10 +6,11 @@ first event's expectation of a stream looked at; seven parameters per event; one
 that go on from the last `occurred_at`, stamped by the client before the commit.
 
 Ours, where the chapter says nothing: the table's types and indexes (sql/chapter.sql); ANY leaves the comparison out; an
-event keeps the id it came with; what the chapter has no code for raises StoreError. asyncpg's pool has no maximum life
-of a connection, and the chapter never applies its connect and command time-outs, so those settings have no effect here.
-asyncpg sends at most 32,767 parameters, so a stream's part of an append ends at 4,681 events (the chapter's sqlx takes
-65,535, which is 9,362 events).
+event keeps the id it came with; what the chapter has no code for raises StoreError.
+asyncpg's pool has no maximum life of a connection, and the chapter never applies its connect and command time-outs, so
+those settings have no effect here. asyncpg sends at most 32,767 parameters, so a stream's part of an append ends at 4,681
+events (the chapter's sqlx takes 65,535, which is 9,362 events). One Python process
+takes longer than a microsecond to stamp an event, so that events with equal times need several processes here.
 """
 
 from __future__ import annotations
@@ -173,7 +174,7 @@ class Chapter:
         n = 1
         for i, (_, event) in enumerate(events):
             values.append(f"(${n}, ${n + 1}, ${n + 2}, ${n + 3}, ${n + 4}, ${n + 5}, ${n + 6})")
-            payload, metadata = _text(event.data), _text(event.meta or b"{}")
+            payload, metadata = _text(event.data), _text(event.meta or b"null")
             times_us.append(self._now_us())
             parameters += [event.id, stream, current + i + 1, event.type, payload, metadata, _as_time(times_us[-1])]
             n += 7
@@ -281,7 +282,7 @@ def _answer(writes: Sequence[StreamWrite], written: Mapping[StreamId, _Written])
 
 def _event(row: Any) -> StoredEvent:
     position, stream, version, event_id, kind, payload, metadata, at_us = row
-    meta = b"" if metadata == "{}" else metadata.encode()
+    meta = b"" if metadata == "null" else metadata.encode()
     return StoredEvent(position, stream, version, event_id, kind, payload.encode(), meta, at_us)
 
 
