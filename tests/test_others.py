@@ -196,6 +196,13 @@ async def test_a_reader_never_sees_what_commits_behind_it(spec: str, table: str)
         assert [e.stream for e in await r.store.read_all()] == [SLOW, B]
 
 
+@pytest.mark.parametrize("spec", ["postgres:chapter", "postgres:eventcore"])
+async def test_appends_of_others_can_be_held_open_before_their_commit(spec: str) -> None:
+    async with rig(f"{spec},hold_ms=1") as r:
+        assert (await r.store.append(write(A, ABSENT, 2))).versions == (2,)
+        assert await r.hand.fetchval("SELECT count(*) FROM pg_trigger WHERE tgname = 'hold_open'") >= 1
+
+
 async def test_who_pages_through_a_stream_of_the_chapter_conflicts_for_ever() -> None:
     async with rig("postgres:chapter") as r:
         await r.store.append(write(A, ABSENT, 3))
@@ -277,7 +284,7 @@ async def test_an_append_of_eventcore_makes_two_round_trips_per_stream_and_four(
 
     async with rig("postgres:eventcore") as r:
         with monkeypatch.context() as patch:
-            for kind, name in ((Connection, "fetch"), (Connection, "fetch_row"), (asyncpg.Connection, "execute")):
+            for kind, name in ((Connection, "fetch"), (asyncpg.Connection, "execute")):
                 patch.setattr(kind, name, noting(getattr(kind, name)))
             await r.store.append([w for n in range(streams) for w in write(StreamId(f"s{n}"), ABSENT, events)])
     assert len(sent) == trips
@@ -417,8 +424,8 @@ async def test_a_schema_without_eventcores_table_is_said_to_have_none(theirs: as
     [
         ("postgres:chapters", "did you mean chapter"),
         ("env:LAB_DSN,store=chapters", "did you mean chapter"),
-        ("env:LAB_DSN,schema=public", "add store=eventcore"),
-        ("env:LAB_DSN,store=eventcore,writes=true", "name its schema"),
+        ("env:LAB_DSN,schema=public", "store=eventcore,schema=public"),
+        ("env:LAB_DSN,store=eventcore,writes=true", "store=eventcore,schema=public"),
     ],
 )
 def test_a_variant_that_cannot_be_is_refused_when_it_is_named(
