@@ -16,6 +16,9 @@ SPECS = (
     "postgres:counter",
     "postgres:xmin",
     "postgres:barrier",
+    "postgres:chapter",
+    "postgres:chapter_unique",
+    "postgres:eventcore",
 )
 
 

@@ -196,6 +196,14 @@ def test_what_is_not_a_clear_answer_is_unknown(error: BaseException, outcome: Ou
     assert outcome_of(error) is outcome
 
 
+def test_a_digest_is_of_what_the_json_says_and_not_how_it_is_written() -> None:
+    said = digest("T", b'{"b":[1,2],"a":"\xc3\xa9"}', b"")
+    assert said == digest("T", b'{"a": "\\u00e9", "b": [1, 2]}', b"")
+    assert said != digest("T", b'{"b":[2,1],"a":"\xc3\xa9"}', b"")
+    deep = b"[" * 100_000
+    assert digest("T", deep, b"") != digest("T", deep + b" ", b"")  # no JSON: every byte counts
+
+
 def test_a_digest_tells_events_apart_by_type_data_and_meta() -> None:
     one = ("T", b"data", b"meta")
     assert digest(*one) == digest(*one)

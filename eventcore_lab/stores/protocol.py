@@ -150,7 +150,8 @@ class Driver(Protocol):
     """What a store's spec stands for.
 
     `is_shared`: several processes see the same events at one address. `lacks`: the claims of the conformance suite that
-    this store does not keep, by name, each with the reason; {} for a store that keeps them all.
+    this store does not keep, by name, each with the reason; {} for a store that keeps them all. A reason that begins with
+    "sometimes: " says that the claim is broken only by chance.
     """
 
     @property

@@ -11,6 +11,7 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import asyncpg
@@ -18,9 +19,10 @@ import psutil
 
 from eventcore_lab.events import StoreUnreachable
 from eventcore_lab.spec import UsageError, unknown
-from eventcore_lab.stores import embedded, postgres
+from eventcore_lab.stores import embedded, eventcore, postgres
 from eventcore_lab.stores.directories import IN_MEMORY
-from eventcore_lab.stores.pool import Pool, explained
+from eventcore_lab.stores.flavours import FLAVOURS, Flavour
+from eventcore_lab.stores.pool import explained
 from eventcore_lab.stores.protocol import Address, Place, PoolSettings, Store, stores
 from eventcore_lab.stores.variants import Variant, variants
 
@@ -59,18 +61,32 @@ def _env(
     synchronous_commit: str = "on",
     hold_ms: float = 0.0,
     gap_ms: float = 100.0,
-) -> PostgresDriver:
-    """The same stores on the PostgreSQL server whose DSN the named environment variable holds: env:LAB_DSN."""
+    schema: str = "",
+    writes: bool = False,
+) -> PostgresDriver | ExistingEventCore:
+    """The same stores on the PostgreSQL server whose DSN the named environment variable holds: env:LAB_DSN.
+
+    `store` is a variant of `postgres`: env:LAB_DSN,store=eventcore. With `schema` it is an EventCore database that is there
+    already: nothing is made or removed, and nothing written unless `writes`.
+    """
     if not variant:
         raise UsageError("store env: say which environment variable holds the DSN, as in env:LAB_DSN")
     if not os.environ.get(variant):
         raise UsageError(f"store env:{variant}: the environment variable {variant} is not set or empty")
     server: _Server = (os.environ[variant], None, "")
-    return PostgresDriver(lambda: server, synchronous_commit, _variant(store, gap_ms), hold_ms)
+    driver = PostgresDriver(lambda: server, synchronous_commit, _variant(store, gap_ms), hold_ms)
+    if not schema and not writes:
+        return driver
+    if store != "eventcore" or not schema or hold_ms:
+        raise UsageError(
+            f"store env:{variant}: schema and writes are about an EventCore database that is there already, as in "
+            f"env:{variant},store=eventcore,schema=public (hold_ms would change its tables)"
+        )
+    return ExistingEventCore(driver, schema, writes)
 
 
-def _variant(name: str, gap_ms: float) -> Variant:
-    known = variants(gap_ms)
+def _variant(name: str, gap_ms: float) -> Variant | Flavour:
+    known: dict[str, Variant | Flavour] = {**variants(gap_ms), **FLAVOURS}
     if name not in known:
         raise unknown("variant of postgres", name, [n for n in known if n])
     return known[name]
@@ -88,7 +104,7 @@ class PostgresDriver:
     is_shared = True
 
     def __init__(
-        self, server: Callable[[], _Server], synchronous_commit: str, variant: Variant, hold_ms: float = 0.0
+        self, server: Callable[[], _Server], synchronous_commit: str, variant: Variant | Flavour, hold_ms: float = 0.0
     ) -> None:
         if synchronous_commit not in _SYNCHRONOUS_COMMIT:
             raise unknown("synchronous_commit", synchronous_commit, _SYNCHRONOUS_COMMIT)
@@ -100,30 +116,57 @@ class PostgresDriver:
 
     @asynccontextmanager
     async def provision(self) -> AsyncIterator[Place]:
-        dsn, pids, filesystem = await asyncio.to_thread(self._server)
-        schema = f"eventcore_lab_{secrets.token_hex(6)}"
-        facts, postmaster_pid = await _reached(_prepared(dsn, schema, self._variant.schema_sql(self._hold_ms)))
+        server = await asyncio.to_thread(self._server)
+        dsn, schema = server[0], f"eventcore_lab_{secrets.token_hex(6)}"
+        await _reached(postgres.create(dsn, schema, self._variant.schema_sql(self._hold_ms), CONNECT_TIMEOUT_S))
         try:
-            yield Place(
-                Address("postgres", dsn, schema),
-                _durability({**facts, "synchronous_commit": self._synchronous_commit}, filesystem),
-                f"PostgreSQL {facts['server_version']}",
-                facts={f"postgres.{k}": v for k, v in facts.items()},
-                server_pids=pids or (lambda: _family(postmaster_pid)),
-            )
+            yield await self._place(server, schema)
         finally:
             await postgres.drop(dsn, schema, CONNECT_TIMEOUT_S)
 
+    async def existing(self, schema: str) -> Place:
+        """A place that is there already, `schema` written as in SQL. Nothing is made, and nothing must be undone."""
+        return await self._place(await asyncio.to_thread(self._server), schema)
+
+    async def _place(self, server: _Server, schema: str) -> Place:
+        dsn, pids, filesystem = server
+        facts, postmaster_pid = await _reached(_described(dsn))
+        return Place(
+            Address("postgres", dsn, schema),
+            _durability({**facts, "synchronous_commit": self._synchronous_commit}, filesystem),
+            f"PostgreSQL {facts['server_version']}",
+            facts={f"postgres.{k}": v for k, v in facts.items()},
+            server_pids=pids or (lambda: _family(postmaster_pid)),
+        )
+
+    async def connect(self, address: Address, pool: PoolSettings, **settings: str) -> Store:
+        settings["synchronous_commit"] = self._synchronous_commit
+        return await self._variant.connect(address.dsn, address.schema, pool, settings)
+
+
+class ExistingEventCore:
+    """An EventCore database that is there already, in `schema`: nothing is made or removed, and unless `writes` every
+    connection is read-only, so that the server itself refuses what would change anything."""
+
+    is_shared = True
+
+    def __init__(self, driver: PostgresDriver, schema: str, writes: bool) -> None:
+        self._driver, self._schema, self._writes = driver, schema, writes
+        self.lacks = driver.lacks
+
+    @asynccontextmanager
+    async def provision(self) -> AsyncIterator[Place]:
+        place = await self._driver.existing('"' + self._schema.replace('"', '""') + '"')
+        events = await _reached(eventcore.events_in(place.address.dsn, self._schema, CONNECT_TIMEOUT_S))
+        yield replace(place, facts={**place.facts, "eventcore.events_at_start": events})
+
     async def connect(self, address: Address, pool: PoolSettings) -> Store:
-        settings = {"synchronous_commit": self._synchronous_commit}
-        connections = Pool(address.dsn, address.schema, pool, settings)
-        await connections.warm()
-        return postgres.Postgres(connections, self._variant.horizon())
+        read_only = {} if self._writes else {"default_transaction_read_only": "on"}
+        return await self._driver.connect(address, pool, **read_only)
 
 
-async def _prepared(dsn: str, schema: str, schema_sql: str) -> tuple[dict[str, str], int | None]:
-    """Create the schema; give back the server's settings that differ from its defaults, and its main process."""
-    await postgres.create(dsn, schema, schema_sql, CONNECT_TIMEOUT_S)
+async def _described(dsn: str) -> tuple[dict[str, str], int | None]:
+    """The server's settings that differ from its defaults, and its main process."""
     connection = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_S)
     try:
         rows = await connection.fetch(

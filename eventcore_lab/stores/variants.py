@@ -13,6 +13,9 @@ from types import MappingProxyType
 from msgspec import Struct
 
 from eventcore_lab.stores.horizon import Asked, Fence, Horizon, Open, Patience
+from eventcore_lab.stores.pool import Pool
+from eventcore_lab.stores.postgres import Postgres
+from eventcore_lab.stores.protocol import PoolSettings
 
 SAFE_ORDER = "a reader beside writers sees each event once and in order"
 """The claim of the conformance suite that is in question here."""
@@ -45,6 +48,12 @@ class Variant(Struct, frozen=True):
         hold = f"PERFORM pg_sleep(random() * {hold_ms} / 1000);" if hold_ms else ""
         sql = sql.replace(_POSITION, self.position).replace(_GATE, self.gate).replace(_HOLD, hold)
         return f"{self.before}\n{sql}\n{self.behind}"
+
+    async def connect(self, dsn: str, schema: str, pool: PoolSettings, server_settings: Mapping[str, str]) -> Postgres:
+        """A store in a schema made of `schema_sql`, its connections opened."""
+        connections = Pool(dsn, schema, pool, server_settings)
+        await connections.warm()
+        return Postgres(connections, self.horizon())
 
 
 def _lossy(reason: str) -> Mapping[str, str]:
