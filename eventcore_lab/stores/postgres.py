@@ -48,6 +48,7 @@ _APPEND_EACH = "SELECT heads, positions FROM append_each($1, $2, $3, $4, $5, $6,
 _APPEND_IN_TURN = "SELECT heads, positions FROM append_in_turn($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
 EVENTS_PER_STATEMENT = 5_000
 """More events than this in one `append_many` go in several statements; one append is never split."""
+READ_TRIES = 3
 
 # In the order of StoredEvent's fields, so that a row becomes an event without naming a column.
 _COLUMNS = """position, stream_id, version, event_id, event_type, data, meta,
@@ -218,20 +219,24 @@ class Postgres:
         return await self._using(lambda connection: connection.fetch(sql, *arguments))
 
     async def _using(self, work: Callable[[Connection], Awaitable[T]]) -> T:
-        """What `work` reads on a connection; what went wrong becomes a StoreError."""
-        connection = self._pool.take() or await self._pool.acquire()
-        is_usable = False
-        try:
-            found = await work(connection)
-            is_usable = True
-            return found
-        except asyncpg.PostgresError as error:
-            raise StoreError(f"{type(error).__name__}: {error}") from None
-        except (TimeoutError, OSError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-            why = "in time" if connection.is_overdue else f"({error or type(error).__name__})"
-            raise StoreError(f"no answer to a read {why}") from None
-        finally:
-            self._pool.release(connection, is_usable)
+        """What `work` reads on a connection. One that turns out to be lost is replaced, for reading twice does no harm;
+        what else goes wrong becomes a StoreError."""
+        for tries_left in range(READ_TRIES - 1, -1, -1):
+            connection = self._pool.take() or await self._pool.acquire()
+            is_usable = False
+            try:
+                found = await work(connection)
+                is_usable = True
+                return found
+            except (*_LOST, OSError) as error:
+                if connection.is_overdue or not tries_left:
+                    why = "in time" if connection.is_overdue else f"({error or type(error).__name__})"
+                    raise StoreError(f"no answer to a read {why}") from None
+            except asyncpg.PostgresError as error:
+                raise StoreError(f"{type(error).__name__}: {error}") from None
+            finally:
+                self._pool.release(connection, is_usable)
+        raise AssertionError("the last try returns or raises")
 
     async def close(self) -> None:
         await self._pool.close()
