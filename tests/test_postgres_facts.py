@@ -77,7 +77,9 @@ async def test_whoever_gets_a_transactions_lock_sees_what_it_committed(three: li
 
 
 async def test_positions_are_drawn_after_the_rows_are_sorted(three: list) -> None:
-    await three[0].execute("INSERT INTO facts (what) SELECT g::text AS t FROM generate_series(1, 500) AS g ORDER BY g DESC")
+    await three[0].execute(
+        "INSERT INTO facts (what) SELECT g::text AS t FROM generate_series(1, 500) AS g ORDER BY g DESC"
+    )
     rows = await three[0].fetch("SELECT what FROM facts ORDER BY n")
     assert [int(row["what"]) for row in rows] == list(range(500, 0, -1))
 

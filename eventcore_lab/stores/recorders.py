@@ -72,28 +72,22 @@ class Recorders:
         """As the protocol says, but a write without events is refused: only what is written is checked."""
         if len(writes) > 1:
             check_distinct(writes)
-            # In one order for all, lest two appends wait for each other's streams where no table lock keeps them apart.
-            ordered = sorted(writes, key=lambda w: w.stream)
-        else:
-            ordered = list(writes)
         for write in writes:
             if not write.events:
                 raise StoreError(f"eventsourcing cannot expect a version of {write.stream!r} without writing to it")
         if not writes:
             return AppendResult(())
         try:
-            position, heads = await self._run(self._append, writes, ordered)
+            position, heads = await self._run(self._append, writes)
         except TimeoutError:
             raise OutcomeUnknown("no answer to an append in time") from None
         return AppendResult(tuple([heads[w.stream] for w in writes]), position)
 
-    def _append(
-        self, writes: Sequence[StreamWrite], ordered: Sequence[StreamWrite]
-    ) -> tuple[Position, dict[StreamId, int]]:
+    def _append(self, writes: Sequence[StreamWrite]) -> tuple[Position, dict[StreamId, int]]:
         for _ in range(ANY_TRIES_MAX):
             bases = {w.stream: self._base(w) for w in writes}
             try:
-                ids = self._application.insert_events(_recorded(ordered, bases))
+                ids = self._application.insert_events(_recorded(writes, bases))
             except theirs.IntegrityError:
                 self._explain(writes, bases)
                 continue  # somebody else was first, and ANY goes behind
