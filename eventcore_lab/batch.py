@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -58,6 +60,27 @@ def _check(parameters: Mapping[str, Any]) -> None:
         Experiment(workload=f"write_events:batch={n}")
     if isinstance(targets := parameters.get("targets"), str):
         Targets.load(targets)
+
+
+def conform(store: str, only: str) -> ExitCode:
+    """Hold a store to the claims of the conformance suite, print a line for each as it comes; the exit code that follows."""
+    from eventcore_lab.stores.conformance import Finding, conformance
+
+    def told(finding: Finding) -> None:
+        head, indent = f"{finding.status.ljust(_STATUS_WIDTH)}  ", " " * (_STATUS_WIDTH + 2)
+        print(textwrap.fill(finding.claim, 80, initial_indent=head, subsequent_indent=indent), flush=True)
+        if finding.detail:
+            print(textwrap.fill(finding.detail, 80, initial_indent=indent, subsequent_indent=indent), flush=True)
+
+    found = Counter(f.status for f in asyncio.run(conformance(stores.make(store), only, told)))
+    print(f"\n{store}: " + ", ".join(f"{found[status]} {status}" for status in _STATUSES if found[status]))
+    if found["broken"]:
+        return ExitCode.VIOLATED
+    return ExitCode.FAIL if found["kept after all"] else ExitCode.PASS
+
+
+_STATUSES = ("kept", "lacking", "kept after all", "broken")
+_STATUS_WIDTH = max(map(len, _STATUSES))
 
 
 def _numbers(parameters: Mapping[str, Any], name: str) -> list[Any]:

@@ -90,6 +90,20 @@ def report(
 
 
 @app.command()
+def conformance(
+    store: Annotated[str, typer.Argument(help="Which store, as in an experiment.", show_default=False)],
+    only: Annotated[str, typer.Option(metavar="TEXT", help="Only claims with this in their name.")] = "",
+) -> None:
+    """Does a store keep what a store promises? A line per claim; what it declares to lack is shown with the reason.
+
+    [dim]eventcore-lab conformance postgres --only "read only"[/dim]
+    """
+    from eventcore_lab.batch import conform
+
+    raise typer.Exit(int(conform(store, only)))
+
+
+@app.command()
 def doctor(
     directory: Annotated[
         Path | None, typer.Argument(help="Examine the disk of this folder.", show_default="data")

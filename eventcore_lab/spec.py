@@ -141,7 +141,7 @@ class Registry(Generic[T]):
 
     def describe(self) -> Mapping[str, tuple[str, str]]:
         """name → (how to write it with its defaults, what it is)."""
-        return {name: (self._usage(name), _first_line(self._maker(name))) for name in self.names()}
+        return {name: (self._usage(name), first_line(self._maker(name))) for name in self.names()}
 
     def make(self, text: str | Spec, **context: Any) -> T:
         """The thing `text` describes. `context` goes to parameters of those names if the maker has them."""
@@ -175,14 +175,7 @@ class Registry(Generic[T]):
         return self._makers[name]
 
     def _options(self, name: str) -> dict[str, tuple[type, Any]]:
-        maker = self._maker(name)
-        hints = get_type_hints(maker)
-        return {
-            p.name: (hints[p.name], p.default)
-            for p in inspect.signature(maker).parameters.values()
-            # what comes without a default is context, given by the program and not by the spec
-            if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
-        }
+        return options_of(self._maker(name))
 
     def _usage(self, name: str) -> str:
         options = self._options(name)
@@ -192,5 +185,17 @@ class Registry(Generic[T]):
         return name + wrapper + (":" + ",".join(parts) if parts else "")
 
 
-def _first_line(maker: Callable[..., Any]) -> str:
+def options_of(maker: Callable[..., Any]) -> dict[str, tuple[type, Any]]:
+    """The options of a maker: name → (type, default)."""
+    hints = get_type_hints(maker)
+    return {
+        p.name: (hints[p.name], p.default)
+        for p in inspect.signature(maker).parameters.values()
+        # what comes without a default is context, given by the program and not by the spec
+        if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
+    }
+
+
+def first_line(maker: Callable[..., Any]) -> str:
+    """The help of a maker: how its docstring begins."""
     return (inspect.getdoc(maker) or "").partition("\n")[0]

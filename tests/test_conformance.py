@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 
 from eventcore_lab.stores import stores
 from eventcore_lab.stores.conformance import CLAIMS, examined
 
+EXTRA = pytest.mark.skipif(find_spec("eventsourcing") is None, reason="needs the extra eventsourcing")
 SPECS = (
     "memory",
     "grouped(memory)",
@@ -19,6 +22,7 @@ SPECS = (
     "postgres:chapter",
     "postgres:chapter_unique",
     "postgres:eventcore",
+    *(pytest.param(f"eventsourcing:{v}", marks=EXTRA) for v in ("popo", "sqlite", "postgres", "functions")),
 )
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cached_property, wraps
 from importlib.metadata import EntryPoint, entry_points
-from typing import Protocol
+from typing import Any, Protocol
 
 from msgspec import Struct
 
@@ -26,7 +27,7 @@ from eventcore_lab.events import (
     StreamSlice,
     StreamWrite,
 )
-from eventcore_lab.spec import Registry, UsageError
+from eventcore_lab.spec import Registry, UsageError, first_line, options_of
 
 ENTRY_POINTS = "eventcore_lab.stores"
 
@@ -163,24 +164,81 @@ class Driver(Protocol):
 
 
 class _Stores(Registry[Driver]):
-    """The drivers of this package, and those that other installed packages offer under ENTRY_POINTS: a name, and a
-    function like those that are registered here. Theirs are imported when first asked for."""
+    """The drivers of this package, and those that installed packages offer under ENTRY_POINTS: a name, and a function like
+    those that are registered here. Theirs are imported when first asked for. A name registered here is always ours; a
+    name that two packages offer is neither's. Whatever is wrong with theirs is a UsageError that names the package."""
 
     def __init__(self) -> None:
         super().__init__("store")
-        self._offered: dict[str, EntryPoint] = {e.name: e for e in entry_points(group=ENTRY_POINTS)}
+        self._foreign: dict[str, Callable[..., Driver]] = {}
 
     def names(self) -> list[str]:
         return sorted({*super().names(), *self._offered})
 
+    def describe(self) -> Mapping[str, tuple[str, str]]:
+        """As of any registry; a name that cannot be used comes with the reason."""
+        return {name: self._described(name) for name in self.names()}
+
+    @cached_property
+    def _offered(self) -> dict[str, list[EntryPoint]]:
+        found: dict[str, list[EntryPoint]] = {}
+        for each in entry_points(group=ENTRY_POINTS):
+            if each not in found.setdefault(each.name, []):
+                found[each.name].append(each)
+        return found
+
+    def _described(self, name: str) -> tuple[str, str]:
+        try:
+            usage, text = self._usage(name), first_line(self._maker(name))
+        except UsageError as error:
+            return name, f"cannot be used: {error}"
+        hidden = [_origin(e) for e in self._offered.get(name, ()) if self._makers[name] is not self._foreign.get(name)]
+        return usage, text + (f" (not used: the {name} of {' and '.join(hidden)})" if hidden else "")
+
     def _maker(self, name: str) -> Callable[..., Driver]:
-        offered = self._offered.get(name)
-        if offered is not None and name not in self._makers:
-            try:
-                self._makers[name] = offered.load()
-            except ImportError as error:
-                raise UsageError(f"store {name}: {offered.value} cannot be imported: {error}") from None
+        if name not in self._makers and (offered := self._offered.get(name)):
+            self._makers[name] = self._foreign[name] = self._loaded(name, offered)
         return super()._maker(name)
+
+    def _loaded(self, name: str, offered: Sequence[EntryPoint]) -> Callable[..., Driver]:
+        if len(offered) > 1:
+            raise UsageError(f"store {name} is offered by {' and '.join(map(_origin, offered))}: uninstall one")
+        [entry] = offered
+        try:
+            maker = entry.load()
+            options_of(maker)
+        except UsageError:
+            raise
+        except Exception as error:
+            raise UsageError(f"store {name} of {_origin(entry)} {_wrong(error)}") from error
+        return _guarded(maker, f"store {name} of {_origin(entry)}")
+
+
+def _origin(entry: EntryPoint) -> str:
+    return f"{entry.dist.name if entry.dist is not None else 'an unknown package'} ({entry.value})"
+
+
+def _wrong(error: Exception) -> str:
+    return f"does not work: {type(error).__name__}: {error}"
+
+
+def _guarded(maker: Callable[..., Driver], what: str) -> Callable[..., Driver]:
+    """`maker`, with whatever goes wrong in it as a UsageError, and what it makes looked at."""
+
+    @wraps(maker)
+    def made(**options: Any) -> Driver:
+        try:
+            driver = maker(**options)
+            missing = [name for name in ("is_shared", "lacks", "provision", "connect") if not hasattr(driver, name)]
+        except UsageError:
+            raise
+        except Exception as error:
+            raise UsageError(f"{what} {_wrong(error)}") from error
+        if missing:
+            raise UsageError(f"{what} is no driver: a {type(driver).__name__} has no {', '.join(missing)}")
+        return driver
+
+    return made
 
 
 stores: Registry[Driver] = _Stores()

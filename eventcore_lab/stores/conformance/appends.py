@@ -147,7 +147,7 @@ async def a_read_only_participant_cannot_change_before_the_commit(store: Store, 
 @claim
 async def crossing_appends_over_the_same_streams_do_not_deadlock(store: Store, other: Store) -> None:
     """Whatever the order in which each names them."""
-    pairs = [[*write(A), *write(B)], [*write(B), *write(A)]] * 20
+    pairs = [[*write(first), *write(second)] for _ in range(20) for first, second in ((A, B), (B, A))]
     await asyncio.gather(*((store, other)[n % 2].append(pair) for n, pair in enumerate(pairs)))
     same(versions(await store.read_streams([A, B])), [40, 40], "versions")
 

@@ -174,8 +174,9 @@ async def filters_apply_before_the_limit(store: Store, other: Store) -> None:
 
 @claim
 async def a_reader_beside_writers_sees_each_event_once_and_in_order(store: Store, other: Store) -> None:
-    """Eight writers with appends of different length: positions are drawn in one order and committed in another."""
-    writing = [_writes_on((store, other)[n % 2], n, 20) for n in range(8)]
+    """Seven writers with appends of different length: positions are drawn in one order and committed in another. The reader
+    has a connection for itself, so that it is always close behind them."""
+    writing = [_writes_on(store if n < 4 else other, n, 80) for n in range(7)]
     reading = asyncio.ensure_future(_seen_until(other, "End"))
     await asyncio.gather(*writing)
     await store.append(write("end", ABSENT, 1, "End"))
@@ -188,7 +189,7 @@ async def a_reader_beside_writers_sees_each_event_once_and_in_order(store: Store
 
 async def _seen_until(store: Store, kind: str) -> list[UUID]:
     seen: list[UUID] = []
-    async for page in follow(store, page=50):
+    async for page in follow(store, page=200):
         seen += [e.id for e in page]
         if page[-1].type == kind:
             break
@@ -197,7 +198,7 @@ async def _seen_until(store: Store, kind: str) -> list[UUID]:
 
 async def _writes_on(store: Store, n: int, appends: int) -> None:
     for i in range(appends):
-        await store.append(write(f"s-{n}-{i}", ABSENT, 1 + 60 * (n % 2)))
+        await store.append(write(f"s-{n}-{i}", ABSENT, 1 + 100 * ((n + i) % 2)))
 
 
 @claim
