@@ -32,7 +32,7 @@ demo: $(STAMP) ## the main job on an embedded PostgreSQL: about a minute and a h
 	 *) exit $$code;; esac
 
 test: check ## every test, after the checks
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 check: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff check .

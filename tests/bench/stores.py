@@ -66,7 +66,7 @@ def stores_append_peer() -> Figure:
     """Our single append by ten callers, against the PostgreSQL application recorder of the package eventsourcing."""
     with _server():
         what = "single append, 10 callers, to eventsourcing's PostgreSQL application recorder"
-        theirs = partial(_measured, "eventsourcing:dsn=BENCH_DSN", 10)
+        theirs = partial(_measured, "eventsourcing:server=env:BENCH_DSN", 10)
         return compared("stores.append_peer", what, 6, partial(_measured, OURS, 10), theirs)
 
 
