@@ -44,10 +44,12 @@ _LOST = (
 
 _APPEND_EVENT = "SELECT append_event($1, $2, $3, $4, $5, $6)"
 _APPEND_ONE = "SELECT head, last_position FROM append_one($1, $2, $3, $4, $5, $6)"
+_APPEND_FEW = "SELECT heads, last_position FROM append_few($1, $2, $3, $4, $5, $6, $7)"
 _APPEND_EACH = "SELECT heads, positions FROM append_each($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
 _APPEND_IN_TURN = "SELECT heads, positions FROM append_in_turn($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
 EVENTS_PER_STATEMENT = 5_000
 """More events than this in one `append_many` go in several statements; one append is never split."""
+FEW_EVENTS = 16
 READ_TRIES = 3
 
 # In the order of StoredEvent's fields, so that a row becomes an event without naming a column.
@@ -103,10 +105,26 @@ class Postgres:
 
     async def _append_all(self, writes: Sequence[StreamWrite]) -> AppendResult:
         check_distinct(writes)
+        if sum([len(w.events) for w in writes]) <= FEW_EVENTS:
+            return await self._append_few(writes)
         result = (await self._answered(_APPEND_EACH, [writes]))[0]
         if isinstance(result, StoreError):
             raise result
         return result
+
+    async def _append_few(self, writes: Sequence[StreamWrite]) -> AppendResult:
+        by_name = sorted(writes, key=lambda w: w.stream)
+        heads, position = await self._write(
+            _APPEND_FEW,
+            [w.stream for w in by_name],
+            [w.expected for w in by_name],
+            [len(w.events) for w in by_name],
+            *_columns([e for w in by_name for e in w.events]),
+        )
+        head_of = {w.stream: head for w, head in zip(by_name, heads or (), strict=True)}
+        if position is None:
+            raise next(c for w in writes if (c := _conflict(w, head_of[w.stream])))
+        return AppendResult(tuple([head_of[w.stream] + len(w.events) for w in writes]), position)
 
     async def append_many(self, requests: Sequence[Sequence[StreamWrite]]) -> list[AppendResult | StoreError]:
         """One round trip and one commit for all of them, up to EVENTS_PER_STATEMENT."""

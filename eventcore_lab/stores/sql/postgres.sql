@@ -2,8 +2,8 @@
 --
 -- Why each append goes  lock, check, xid, insert  and in that order:
 --   lock    a transaction-scoped advisory lock per stream (shared for streams that are only read), taken in the order of
---           the lock keys, so that two appends never wait for each other in a circle, and a read-only participant
---           cannot change between the check and the commit.
+--           the streams' names, byte by byte, so that two appends never wait for each other in a circle, and a read-only
+--           participant cannot change between the check and the commit.
 --   check   in a later statement than the lock: under READ COMMITTED each statement of a VOLATILE plpgsql function takes
 --           a new snapshot, so the check sees what the previous holder of the lock committed. A conflict is found before
 --           any nextval and is returned as data: no gap, no aborted transaction, no line in the server's log.
@@ -77,6 +77,47 @@ BEGIN
     -- hold
 END $$;
 
+-- A few events on several streams, all or nothing: loops, for which a plan over arrays would cost more than they do. Streams
+-- in the order of their names. Arrays per participant, then per event in the participants' order. Returns heads = the
+-- versions found, last_position = NULL on a conflict.
+CREATE FUNCTION append_few(
+    p_streams text[], p_expected bigint[], p_writes int[],
+    p_ids uuid[], p_types text[], p_data bytea[], p_meta bytea[],
+    OUT heads bigint[], OUT last_position bigint
+) LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    event int := 0;
+    refused boolean := false;
+BEGIN
+    -- gate
+    FOR slot IN 1 .. cardinality(p_streams) LOOP
+        IF p_writes[slot] > 0 THEN
+            IF pg_advisory_xact_lock(hashtextextended(p_streams[slot], 0)) IS NULL THEN END IF;
+        ELSE
+            IF pg_advisory_xact_lock_shared(hashtextextended(p_streams[slot], 0)) IS NULL THEN END IF;
+        END IF;
+    END LOOP;
+    FOR slot IN 1 .. cardinality(p_streams) LOOP
+        heads[slot] := coalesce((SELECT e.version FROM events e WHERE e.stream_id = p_streams[slot]
+                                 ORDER BY e.version DESC LIMIT 1), 0);
+        refused := refused OR p_expected[slot] >= 0 AND p_expected[slot] <> heads[slot];
+    END LOOP;
+    IF refused THEN
+        RETURN;
+    END IF;
+    IF pg_current_xact_id() IS NULL THEN END IF;  -- xid
+    last_position := 0;
+    FOR slot IN 1 .. cardinality(p_streams) LOOP
+        FOR nth IN 1 .. p_writes[slot] LOOP
+            event := event + 1;
+            INSERT INTO events (stream_id, version, event_id, event_type, data, meta)
+            VALUES (p_streams[slot], heads[slot] + nth, p_ids[event], p_types[event], p_data[event], p_meta[event])
+            RETURNING position INTO last_position;
+        END LOOP;
+    END LOOP;
+    -- hold
+END $$;
+
 -- Independent appends ("requests") over any number of streams each, no stream written by two of them: each is done or
 -- refused by itself. Per participant: p_requests (which request it belongs to, ascending), p_streams, p_expected, p_writes
 -- (how many events it gets, 0 = only checked). Per event: p_slots and p_nth, its participant's index and its place (1, 2, …)
@@ -91,9 +132,10 @@ DECLARE
     refused int[];
 BEGIN
     -- gate
-    PERFORM CASE WHEN k.writes THEN pg_advisory_xact_lock(k.key) ELSE pg_advisory_xact_lock_shared(k.key) END
-    FROM (SELECT hashtextextended(s, 0) AS key, bool_or(w > 0) AS writes
-          FROM unnest(p_streams, p_writes) AS u(s, w) GROUP BY 1 ORDER BY 1) AS k;
+    PERFORM CASE WHEN u.writes THEN pg_advisory_xact_lock(hashtextextended(u.s, 0))
+                 ELSE pg_advisory_xact_lock_shared(hashtextextended(u.s, 0)) END
+    FROM (SELECT s, bool_or(w > 0) AS writes FROM unnest(p_streams, p_writes) AS p(s, w)
+          GROUP BY s ORDER BY s COLLATE "C") AS u;
     SELECT array_agg(coalesce((SELECT e.version FROM events e WHERE e.stream_id = s ORDER BY e.version DESC LIMIT 1), 0)
                      ORDER BY i)
     INTO heads FROM unnest(p_streams) WITH ORDINALITY AS u(s, i);
@@ -127,9 +169,10 @@ DECLARE
     new_position bigint;
 BEGIN
     -- gate
-    PERFORM CASE WHEN k.writes THEN pg_advisory_xact_lock(k.key) ELSE pg_advisory_xact_lock_shared(k.key) END
-    FROM (SELECT hashtextextended(s, 0) AS key, bool_or(w > 0) AS writes
-          FROM unnest(p_streams, p_writes) AS u(s, w) GROUP BY 1 ORDER BY 1) AS k;
+    PERFORM CASE WHEN u.writes THEN pg_advisory_xact_lock(hashtextextended(u.s, 0))
+                 ELSE pg_advisory_xact_lock_shared(hashtextextended(u.s, 0)) END
+    FROM (SELECT s, bool_or(w > 0) AS writes FROM unnest(p_streams, p_writes) AS p(s, w)
+          GROUP BY s ORDER BY s COLLATE "C") AS u;
     IF pg_current_xact_id() IS NULL THEN END IF;  -- xid
     WHILE first <= cardinality(p_streams) LOOP
         refused := false;
