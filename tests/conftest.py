@@ -14,7 +14,7 @@ from eventcore_lab.progress import Quiet
 from eventcore_lab.stores import PoolSettings, Store, open_store
 from eventcore_lab.workbench import run
 
-STORES = ("memory", "postgres")
+STORES = ("memory", "postgres", "sqlite")
 
 
 @pytest.fixture(params=STORES)

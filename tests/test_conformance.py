@@ -15,6 +15,8 @@ SPECS = (
     "grouped(memory)",
     "postgres",
     "grouped(postgres)",
+    "sqlite",
+    "sqlite:normal",
     "postgres:table_lock",
     "postgres:counter",
     "postgres:xmin",
