@@ -201,20 +201,21 @@ class SqliteDriver:
         with tempfile.TemporaryDirectory(
             prefix="eventcore-lab-sqlite-", dir=on_disk(), ignore_cleanup_errors=True
         ) as folder:
-            path = Path(os.path.realpath(folder)) / "events.db"
-            await asyncio.to_thread(sqlite_file.create, path)
-            found = await asyncio.to_thread(sqlite_file.pragmas, str(path), self._synchronous)
-            filesystem = filesystem_of(path)
-            yield Place(
-                Address(f"sqlite:{self._synchronous}", schema=str(path)),
-                durability(found, filesystem),
-                f"SQLite {sqlite3.sqlite_version}",
-                facts={
-                    **{f"sqlite.{name}": value for name, value in found.items()},
-                    "sqlite.group": str(self._group),
-                    "sqlite.filesystem": filesystem,
-                },
-            )
+            yield await asyncio.to_thread(self._place, Path(folder) / "events.db")
+
+    def _place(self, path: Path) -> Place:
+        sqlite_file.create(path)
+        found, filesystem = sqlite_file.pragmas(str(path), self._synchronous), filesystem_of(path.resolve())
+        return Place(
+            Address(f"sqlite:{self._synchronous}", schema=str(path)),
+            durability(found, filesystem),
+            f"SQLite {sqlite3.sqlite_version}",
+            facts={
+                **{f"sqlite.{name}": value for name, value in found.items()},
+                "sqlite.group": str(self._group),
+                "sqlite.filesystem": filesystem,
+            },
+        )
 
     async def connect(self, address: Address, pool: PoolSettings) -> Store:
         writer = Writer(address.schema, self._synchronous, self._group, pool)

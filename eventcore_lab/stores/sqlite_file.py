@@ -82,9 +82,10 @@ def create(path: Path) -> None:
 
 
 def opened(
-    path: str, synchronous: str = "full", *, is_reader: bool = False, timeout_s: float = 0.0
+    path: str, synchronous: str = "full", *, is_reader: bool = False, timeout_s: float = 5.0
 ) -> sqlite3.Connection:
-    """A connection to a file that exists, usable from any thread, one at a time. It waits `timeout_s` for a lock.
+    """A connection to a file that exists, usable from any thread, one at a time. A lock is waited for `timeout_s` while
+    opening, since whoever opens or closes the file at the same moment has one, and, by a reader, later.
     StoreUnreachable when it cannot be opened or is not one of ours."""
     try:
         connection = sqlite3.connect(
@@ -99,13 +100,18 @@ def opened(
     try:
         connection.execute(f"PRAGMA synchronous = {synchronous}")
         connection.execute("PRAGMA fullfsync = on")  # macOS, where fsync alone does not reach the device
-        if is_reader:
-            connection.execute("PRAGMA query_only = on")
         connection.execute(_TOP)
+        connection.execute("PRAGMA query_only = on" if is_reader else "PRAGMA busy_timeout = 0")
     except sqlite3.Error as error:
         connection.close()
-        raise StoreUnreachable(f"{Path(path).name} is not a file of this store: {error}") from None
+        fault = "is locked" if is_busy(error) else "is not a file of this store"
+        raise StoreUnreachable(f"{Path(path).name} {fault}: {error}") from None
     return connection
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Whether it says that somebody else has a lock."""
+    return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def pragmas(path: str, synchronous: str) -> dict[str, str]:

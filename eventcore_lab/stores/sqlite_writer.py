@@ -20,7 +20,7 @@ from eventcore_lab.clock import NS_PER_S, now_ns, pause_s
 from eventcore_lab.events import OutcomeUnknown, StoreError, StoreUnreachable
 from eventcore_lab.schema import Attempt
 from eventcore_lab.stores.protocol import PoolSettings
-from eventcore_lab.stores.sqlite_file import REFUSED, Part, one_by_one, opened, together
+from eventcore_lab.stores.sqlite_file import REFUSED, Part, is_busy, one_by_one, opened, together
 
 QUEUE_MAX = 10_000
 """So many callers wait in the queue at most; whoever comes then waits outside for a place."""
@@ -205,7 +205,7 @@ class _File:
 
     def open(self) -> sqlite3.Connection:
         if self._connection is None:
-            self._connection = opened(self._path, self._synchronous)
+            self._connection = opened(self._path, self._synchronous, timeout_s=self._lock_timeout_s)
         return self._connection
 
     def close(self) -> None:
@@ -249,7 +249,7 @@ class _File:
                 connection.execute("BEGIN IMMEDIATE")
                 return
             except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                if not is_busy(error):
                     raise
                 if now_ns() >= deadline_ns:
                     raise StoreError(
