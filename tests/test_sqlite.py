@@ -38,7 +38,6 @@ from eventcore_lab.spec import UsageError
 from eventcore_lab.stores import Address, PoolSettings, Store, open_store, sqlite, sqlite_file, sqlite_writer, stores
 
 A, B, C = StreamId("a"), StreamId("b"), StreamId("c")
-HASTY = PoolSettings(acquire_timeout_s=0.05, command_timeout_s=0.05)
 
 
 def write(stream: str, expected: int = ANY, n: int = 1) -> list[StreamWrite]:
@@ -70,6 +69,13 @@ def locked(path: str) -> Iterator[None]:
     finally:
         other.execute("ROLLBACK")
         other.close()
+
+
+def held_back(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """No transaction begins before the event is set."""
+    answers, real = threading.Event(), sqlite_writer._File.commit
+    monkeypatch.setattr(sqlite_writer._File, "commit", lambda *a: answers.wait(60) and real(*a))
+    return answers
 
 
 @pytest.fixture
@@ -176,15 +182,15 @@ async def test_a_group_has_a_size_at_most(spec: str, sizes: list[int], path: str
         assert groups.sizes == sizes
 
 
-async def test_the_queue_has_an_end(path: str, groups: Groups) -> None:
+async def test_the_queue_has_an_end(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = held_back(monkeypatch)
     writer = sqlite_writer.Writer(path, "full", 500, PoolSettings(acquire_timeout_s=0.05), queue_max=2)
     await writer.open()
-    with locked(path):
-        first = await groups.begin(writer.do([write(A)]))
-        second = await queued(writer.do([write(A)]))
-        with pytest.raises(StoreUnreachable, match="no place in the queue became free within 0.05 s"):
-            await writer.do([write(A)])
-    await asyncio.gather(first, *second)
+    let_in = await queued(*[writer.do([write(A)]) for _ in range(2)])
+    with pytest.raises(StoreUnreachable, match="no place in the queue became free within 0.05 s"):
+        await writer.do([write(A)])
+    answers.set()
+    await asyncio.gather(*let_in)
     await writer.do([write(A)])
     await writer.close()
 
@@ -203,7 +209,7 @@ async def test_the_moment_an_operation_was_taken_up_is_noted(path: str) -> None:
 
 
 async def test_a_file_that_somebody_else_writes_is_said_to_be_locked_and_nothing_is_written(path: str) -> None:
-    async with opened(path, pool=HASTY) as store:
+    async with opened(path, pool=PoolSettings(acquire_timeout_s=0.05)) as store:
         with locked(path), pytest.raises(StoreError, match="locked by another writer") as error:
             await store.append(write(A))
         assert type(error.value) is StoreError
@@ -246,9 +252,8 @@ async def test_a_commit_that_fails_leaves_the_outcome_unknown_and_the_store_work
 async def test_a_disk_that_does_not_answer_leaves_the_outcome_unknown(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers, real = threading.Event(), sqlite_writer._File.commit
-    monkeypatch.setattr(sqlite_writer._File, "commit", lambda *a: answers.wait(10) and real(*a))
-    async with opened(path, pool=HASTY) as store:
+    answers = held_back(monkeypatch)
+    async with opened(path, pool=PoolSettings(acquire_timeout_s=0.05, command_timeout_s=0.05)) as store:
         for _ in range(2):
             with pytest.raises(OutcomeUnknown, match=r"no answer to an append within 0.1 s"):
                 await store.append(write(A))
