@@ -220,18 +220,18 @@ async def test_closing_writes_what_is_queued_and_lets_nobody_in(path: str, group
     async with opened(path, "sqlite:group=10") as store:
         with locked(path):
             first = await groups.begin(store.append(write(A)))
-            tasks = await queued(*[store.append(write(A)) for _ in range(50)])
+            tasks = await queued(*[store.append(write(A)) for _ in range(45)])
             closing = (await queued(store.close()))[0]
             with pytest.raises(StoreError, match="closed"):
                 await store.append(write(A))
         await closing
         results = await asyncio.gather(first, *tasks)
-        assert [r.versions for r in results] == [(n,) for n in range(1, 52)]
+        assert [r.versions for r in results] == [(n,) for n in range(1, 47)]
         for late in (store.append(write(A)), store.read_stream(A), store.save_checkpoint("r", 1)):
             with pytest.raises(StoreError, match="closed"):
                 await late
     async with opened(path) as store:
-        assert (await store.read_stream(A)).version == 51
+        assert (await store.read_stream(A)).version == 46
 
 
 async def test_a_commit_that_fails_leaves_the_outcome_unknown_and_the_store_working(path: str) -> None:
@@ -269,6 +269,18 @@ async def test_a_file_that_is_not_there_is_unreachable(tmp_path: Path) -> None:
         async with opened(str(tmp_path / "text.db")):
             pass
     assert not (tmp_path / "nothing.db").exists()
+
+
+async def test_a_file_that_stays_locked_is_unreachable(path: str) -> None:
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(StoreUnreachable, match=r"events.db is locked"):
+        async with opened(path, pool=PoolSettings(acquire_timeout_s=0.05)):
+            pass
+    other.close()
+    async with opened(path) as store:
+        assert (await store.append(write(A, ABSENT))).versions == (1,)
 
 
 # Other processes
