@@ -13,14 +13,12 @@ import sqlite3
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from eventcore_lab.clock import now_ns
 from eventcore_lab.events import (
     EVERYTHING,
     AppendResult,
@@ -39,7 +37,8 @@ from eventcore_lab.spec import unknown
 from eventcore_lab.stores import sqlite_file
 from eventcore_lab.stores.directories import IN_MEMORY, filesystem_of, on_disk
 from eventcore_lab.stores.protocol import Address, Lease, Place, PoolSettings, Store, stores
-from eventcore_lab.stores.sqlite_writer import Writer, note
+from eventcore_lab.stores.sqlite_writer import Writer
+from eventcore_lab.stores.threads import Threads
 
 T = TypeVar("T")
 
@@ -135,8 +134,8 @@ class _Readers:
 
     def __init__(self, path: str, settings: PoolSettings) -> None:
         self._path, self._settings = path, settings
-        threads = min(READERS_MAX, max(1, settings.max_connections - 1))  # the writer has one
-        self._threads = ThreadPoolExecutor(threads, "sqlite reader")
+        count = min(READERS_MAX, max(1, settings.max_connections - 1))  # the writer has one
+        self._threads = Threads(count, settings.acquire_timeout_s, settings.command_timeout_s)
         self._mine = threading.local()
         self._connections: list[sqlite3.Connection] = []
         self._is_closed = False
@@ -145,22 +144,16 @@ class _Readers:
         """What `read(connection, *arguments)` gives. StoreError when it cannot, or takes too long."""
         if self._is_closed:
             raise StoreError("the store is closed")
-        attempt, limit_s = current_attempt.get(), self._settings.command_timeout_s
-        reading = asyncio.get_running_loop().run_in_executor(self._threads, self._read, read, arguments)
         try:
-            async with asyncio.timeout(limit_s):
-                taken_ns, result = await reading
+            return await self._threads.run(self._read, read, arguments)
         except TimeoutError:
-            raise StoreError(f"no answer to a read within {limit_s:g} s") from None
-        note(attempt, taken_ns)
-        return result
+            raise StoreError(f"no answer to a read within {self._settings.command_timeout_s:g} s") from None
 
-    def _read(self, read: Callable[..., T], arguments: Sequence[Any]) -> tuple[int, T]:
-        taken_ns = now_ns()
+    def _read(self, read: Callable[..., T], arguments: Sequence[Any]) -> T:
         if self._is_closed:
             raise StoreError("the store is closed")
         try:
-            return taken_ns, read(self._connection(), *arguments)
+            return read(self._connection(), *arguments)
         except (sqlite3.Error, ValueError, OverflowError) as error:
             raise StoreError(f"SQLite could not read this: {error}") from None
 
@@ -178,7 +171,7 @@ class _Readers:
         self._is_closed = True
         for connection in self._connections:
             connection.interrupt()
-        await asyncio.to_thread(self._threads.shutdown)
+        await self._threads.close()
         while self._connections:
             self._connections.pop().close()
 
