@@ -65,7 +65,10 @@ async def test_a_mutant_is_caught_by_the_checker_that_is_there_for_it(inner: str
     assert "broken" not in {f.status for f in found.values()}
 
 
-@pytest.mark.parametrize(("inner", "seed"), [("memory", n) for n in range(6)] + [("postgres", n) for n in range(4)])
+@pytest.mark.parametrize(
+    ("inner", "seed"),
+    [("memory", n) for n in range(6)] + [("postgres", n) for n in range(4)] + [("sqlite", n) for n in range(4)],
+)
 async def test_a_healthy_store_is_never_accused_and_nothing_is_left_out(inner: str, seed: int, tmp_path: Path) -> None:
     found = await judged(inner, tmp_path, seed)
     assert {name: f for name, f in found.items() if f.status != "passed"}.keys() == NOT_IN_THE_ORDEAL, found
