@@ -37,7 +37,7 @@ async def find(store: Store, writes: Sequence[StreamWrite]) -> AppendResult | No
         if write is first:
             versions.append(found)
             continue
-        position, version = await _place(store, write) if write.events else (0, write.expected)
+        position, version = await _place(store, write) if write.events else (0, await _seen(store, write))
         if not version and write.events:
             raise StoreError(f"a torn append: {first.stream!r} has its part of it, {write.stream!r} does not")
         versions.append(version)
@@ -56,6 +56,11 @@ async def _place(store: Store, write: StreamWrite) -> tuple[Position, int]:
         if event.id == ids[-1]:
             return event.position, event.version
     return 0, 0
+
+
+async def _seen(store: Store, write: StreamWrite) -> int:
+    """The version of a stream that was only read: what was expected, which held; with ANY, what it is now."""
+    return write.expected if write.expected >= 0 else (await store.read_stream(write.stream, 1, 0)).version
 
 
 async def append_once(store: Store, writes: Sequence[StreamWrite], tries_max: int = TRIES_MAX) -> AppendResult:
