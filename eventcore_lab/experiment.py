@@ -25,10 +25,11 @@ from eventcore_lab.companions.probes import resources
 from eventcore_lab.companions.series import Series
 from eventcore_lab.events import StoreError
 from eventcore_lab.load.drive import BACKLOG_POLICIES
+from eventcore_lab.load.follower import FollowerJob
 from eventcore_lab.load.pacers import pacers
 from eventcore_lab.load.recorder import Watcher
 from eventcore_lab.load.worker import Job
-from eventcore_lab.load.workers import START_TIMEOUT_S, Worker, WorkerDied
+from eventcore_lab.load.workers import START_TIMEOUT_S, Followers, Worker, WorkerDied
 from eventcore_lab.load.workloads import workloads
 from eventcore_lab.machine import environment, environment_id
 from eventcore_lab.progress import Progress, Quiet, Tally
@@ -41,6 +42,7 @@ CLOSED_LOOP_RATE_MAX = 200_000
 CAPACITY_MAX = 50_000_000
 START_DELAY_NS = 100_000_000
 LOOK_EVERY_S = 0.25
+FOLLOWER_CONNECTIONS = 2
 LIMITS: dict[str, tuple[float, float]] = {
     "duration_s": (0.05, 86_400),
     "warmup_s": (0, 3_600),
@@ -50,6 +52,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "timeout_s": (0.01, 3_600),
     "seed": (0, 2**63 - 1),
     "trial": (0, 1_000_000),
+    "followers": (0, 8),
 }
 
 
@@ -59,7 +62,8 @@ class Experiment(Struct, frozen=True, kw_only=True):
     `connections` is the size of the store's pool. In an open loop at most `in_flight_max` operations run at once,
     `backlog_max` more arrivals wait, and `backlog_policy` says what becomes of the next: `drop` (it is recorded as
     dropped), `queue` (it waits outside) or `abort` (the run ends). An operation waits at most `timeout_s` for a
-    connection and again for each answer.
+    connection and again for each answer. `followers` are processes that read the store from its beginning while the load
+    runs, each with a few connections of its own.
     """
 
     store: str = "postgres"
@@ -73,6 +77,7 @@ class Experiment(Struct, frozen=True, kw_only=True):
     backlog_max: int = 10_000
     backlog_policy: str = "drop"
     timeout_s: float = 30.0
+    followers: int = 0
     trial: int = 0
     label: str = ""
 
@@ -83,6 +88,8 @@ class Experiment(Struct, frozen=True, kw_only=True):
                 raise UsageError(f"{name} must be {low:g} to {high:g}, not {value:g}")
         if self.backlog_policy not in BACKLOG_POLICIES:
             raise unknown("backlog_policy", self.backlog_policy, BACKLOG_POLICIES)
+        if self.followers and not stores.make(self.store).is_shared:
+            raise UsageError(f"followers need a store that several processes can open, and {self.store} is not")
         stores.make(self.store)
         workloads.make(self.workload, seed=self.seed)
         self.check_schedule()
@@ -180,7 +187,7 @@ class _Run:
             "measured_ns": int(experiment.duration_s * NS_PER_S),
             "schema_version": SCHEMA_VERSION,
         }
-        self._worker: Worker | None = None
+        self._worker: Worker[Job] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def whole(self) -> Measured:
@@ -211,7 +218,9 @@ class _Run:
             place = await stack.enter_async_context(stores.make(self.experiment.store).provision())
             self._note_environment(place)
             worker = await stack.enter_async_context(self._working(place))
-            await self._loaded(worker, place, series)
+            followers = await stack.enter_async_context(Followers.spawned(self._follower_jobs(place), self._lock))
+            await self._loaded(worker, followers, place, series)
+            await self._followed(followers, series)
             await self._verified(worker, series)
 
     def abandon(self) -> None:
@@ -235,6 +244,7 @@ class _Run:
         self.row["environment_id"] = environment_id(facts)
         self.row["durability"], self.row["server"] = place.durability, place.server
         self.row["keeps_events"] = place.keeps_events
+        self.row["lacks"] = "\n".join(stores.make(self.experiment.store).lacks)
         (self.folder / ENVIRONMENT_FILE).write_bytes(msgspec.json.encode(facts))
         self._keep_row()
 
@@ -242,9 +252,6 @@ class _Run:
         e = self.experiment
         total_s = e.warmup_s + e.duration_s
         rate = getattr(pacers.make(e.pacer), "rate", CLOSED_LOOP_RATE_MAX)
-        pool = msgspec.structs.replace(
-            PoolSettings.sized(e.connections), acquire_timeout_s=e.timeout_s, command_timeout_s=e.timeout_s
-        )
         return Job(
             spool=str(self.folder.resolve()),
             worker=0,
@@ -256,15 +263,28 @@ class _Run:
             seed=e.seed,
             warmup_ns=int(e.warmup_s * NS_PER_S),
             total_ns=int(total_s * NS_PER_S),
-            pool=pool,
+            pool=self._pool(e.connections),
             in_flight_max=e.in_flight_max,
             backlog_max=e.backlog_max,
             backlog_policy=e.backlog_policy,
             capacity=min(CAPACITY_MAX, int(2 * rate * total_s) + 10_000),
         )
 
+    def _pool(self, connections: int) -> PoolSettings:
+        timeout_s = self.experiment.timeout_s
+        pool = PoolSettings.sized(connections)
+        return msgspec.structs.replace(pool, acquire_timeout_s=timeout_s, command_timeout_s=timeout_s)
+
+    def _follower_jobs(self, place: Place) -> list[FollowerJob]:
+        spool, pool = str(self.folder.resolve()), self._pool(FOLLOWER_CONNECTIONS)
+        store, address = self.experiment.store, place.address
+        return [
+            FollowerJob(spool=spool, reader=reader, store=store, address=address, pool=pool)
+            for reader in range(self.experiment.followers)
+        ]
+
     @asynccontextmanager
-    async def _working(self, place: Place) -> AsyncIterator[Worker]:
+    async def _working(self, place: Place) -> AsyncIterator[Worker[Job]]:
         self._worker = worker = await Worker.spawn(self._job(place), self._lock)
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
@@ -273,7 +293,7 @@ class _Run:
         finally:
             await worker.end()
 
-    async def _loaded(self, worker: Worker, place: Place, series: Series) -> None:
+    async def _loaded(self, worker: Worker[Job], followers: Followers, place: Place, series: Series) -> None:
         """The load itself, with the companions around it."""
         e = self.experiment
         sources: dict[str, Callable[[], list[int]]] = {"loader": lambda: [worker.pid], "server": place.server_pids}
@@ -281,10 +301,11 @@ class _Run:
             del sources["server"]
         series.start_ns = now_ns() + START_DELAY_NS
         async with resources(series, sources):
+            await followers.go(series.start_ns)
             await worker.say("go", series.start_ns)
             series.mark("load begins", e.workload, series.start_ns)
             async with self._watching(worker):
-                loaded = await worker.heard("loaded")
+                loaded = await followers.beside(worker.heard("loaded"))
         series.mark("load ends", loaded["reason"])
         for text, count in loaded["failures"].items():
             series.mark("failed operations", f"{count} × {text}")
@@ -292,7 +313,7 @@ class _Run:
             raise RunBroken(loaded["reason"])
 
     @asynccontextmanager
-    async def _watching(self, worker: Worker) -> AsyncIterator[None]:
+    async def _watching(self, worker: Worker[Job]) -> AsyncIterator[None]:
         """Tell the progress about new samples, and pass a wish to stop on to the worker."""
         e = self.experiment
         tally = Tally(e.warmup_s, e.duration_s)
@@ -306,7 +327,7 @@ class _Run:
             tally.add(watcher.new_rows())
             self.progress.update(e.title, tally)
 
-    async def _watch(self, worker: Worker, watcher: Watcher, tally: Tally) -> None:
+    async def _watch(self, worker: Worker[Job], watcher: Watcher, tally: Tally) -> None:
         is_told = False
         while True:
             await sleep_s(LOOK_EVERY_S)
@@ -316,7 +337,13 @@ class _Run:
             tally.add(watcher.new_rows())
             self.progress.update(self.experiment.title, tally)
 
-    async def _verified(self, worker: Worker, series: Series) -> None:
+    async def _followed(self, followers: Followers, series: Series) -> None:
+        """Have the followers read what the load has left, also after the companions have gone."""
+        for n, done in enumerate(await followers.finish()):
+            suffix = "" if done["has_caught_up"] else ", and had not caught up when its time was over"
+            series.mark("followed", f"reader {n}: {done['delivered']} events{suffix}")
+
+    async def _verified(self, worker: Worker[Job], series: Series) -> None:
         """Have the store read back, after the companions have left: it is no part of what is measured."""
         self.progress.phase(self.experiment.title, "reading everything back")
         await worker.say("verify")

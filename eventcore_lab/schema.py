@@ -12,7 +12,8 @@ from contextvars import ContextVar
 from enum import IntEnum
 from pathlib import Path
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: `runs` has followers and lacks, there is a table `readers`. A file of an older version gets what is missing."""
 
 
 class Outcome(IntEnum):
@@ -71,10 +72,12 @@ TABLES: dict[str, dict[str, str]] = {
         "backlog_max": "INTEGER",
         "backlog_policy": "VARCHAR",
         "timeout_s": "DOUBLE",
+        "followers": "INTEGER",
         "is_closed_loop": "BOOLEAN",
         "measured_ns": "BIGINT",
         "durability": "VARCHAR",
         "keeps_events": "BOOLEAN",
+        "lacks": "VARCHAR",
         "server": "VARCHAR",
         "environment_id": "VARCHAR",
         "schema_version": "INTEGER",
@@ -106,6 +109,19 @@ TABLES: dict[str, dict[str, str]] = {
         "t_ns": "BIGINT",
         "name": "VARCHAR",
         "detail": "VARCHAR",
+    },
+    "readers": {
+        "run_id": "VARCHAR",
+        "reader": "SMALLINT",
+        "delivered": "BIGINT",
+        "skipped": "BIGINT",
+        "repeated": "BIGINT",
+        "reordered": "BIGINT",
+        "lag_p50_ns": "BIGINT",
+        "lag_p95_ns": "BIGINT",
+        "lag_p99_ns": "BIGINT",
+        "lag_max_ns": "BIGINT",
+        "late_ns": "BIGINT",
     },
     "verdicts": {
         "run_id": "VARCHAR",
@@ -153,7 +169,8 @@ def lab_file() -> Path:
 
 
 """Table → column → DuckDB type, in the order of the file. `verdicts.kind` is `invariant`, `target`, or
-`fact` for what is told and not judged."""
+`fact` for what is told and not judged. `runs.lacks` names the claims of the conformance suite that the store does not
+make, a line each."""
 
 
 SAMPLE_WORDS = ("operation", "due_ns", "offered_ns", "began_ns", "acquired_ns", "ended_ns", "backoff_ns", "packed")

@@ -24,6 +24,7 @@ import pyarrow as pa
 from eventcore_lab.clock import NS_PER_S, now_ns, pause_s
 from eventcore_lab.lab.checkers import examined
 from eventcore_lab.lab.evidence import raw_samples
+from eventcore_lab.lab.readers import take_in
 from eventcore_lab.schema import (
     ENVIRONMENT_FILE,
     GAUGES_FILE,
@@ -108,6 +109,7 @@ class Lab:
             for table, columns in TABLES.items():
                 listed = ", ".join(f'"{name}" {kind}' for name, kind in columns.items())
                 con.execute(f"CREATE TABLE IF NOT EXISTS {table} ({listed})")
+            _add_missing_columns(con)
             newest = con.execute("SELECT coalesce(max(schema_version), 0) FROM runs").fetchall()[0][0]
             if newest > SCHEMA_VERSION:
                 raise LabError(
@@ -121,6 +123,14 @@ class Lab:
         if not self.path.exists():
             with self._writing():
                 pass
+        try:
+            return self._read(query, parameters)
+        except duckdb.CatalogException:  # perhaps a file of an older version, which lacks a table
+            with self._writing():
+                pass
+            return self._read(query, parameters)
+
+    def _read(self, query: str, parameters: Sequence[Any]) -> pl.DataFrame:
         with self._connected(read_only=True) as con:
             # Without parameters DuckDB plans lazily; the frame is made before the connection closes.
             relation = con.sql(query, params=list(parameters)) if parameters else con.sql(query)
@@ -181,6 +191,10 @@ class Lab:
         """What was found out about a run beside its invariants, and is told without being judged."""
         found = self.sql("SELECT name, measured FROM verdicts WHERE run_id = ? AND kind = 'fact'", [run_id])
         return dict(found.iter_rows())
+
+    def readers(self, run_id: str) -> pl.DataFrame:
+        """What each follower of a run was given: see readers.py for the columns."""
+        return self.sql("SELECT * EXCLUDE run_id FROM readers WHERE run_id = ? ORDER BY reader", [run_id])
 
     def environment(self, run_id: str) -> dict[str, str]:
         """The machine, versions and server settings of a run."""
@@ -272,7 +286,17 @@ def _ingest(con: duckdb.DuckDBPyConnection, folder: Path, run_id: str) -> None:
                 [run_id, str(path)],
             )
     _ingest_environment(con, folder, row.get("environment_id"))
+    take_in(con, folder, run_id)
     _ingest_findings(con, folder, run_id, row)
+
+
+def _add_missing_columns(con: duckdb.DuckDBPyConnection) -> None:
+    """What a file of an older version lacks; its runs have NULL there."""
+    known = set(con.execute("SELECT table_name, column_name FROM duckdb_columns()").fetchall())
+    for table, columns in TABLES.items():
+        for name, kind in columns.items():
+            if (table, name) not in known:
+                con.execute(f'ALTER TABLE {table} ADD COLUMN "{name}" {kind}')
 
 
 def _samples(part: Path) -> pa.Table:

@@ -81,6 +81,15 @@ class Run:
     def invariants(self) -> pl.DataFrame:
         return self.lab.invariants(self.run_id)
 
+    @cached_property
+    def readers(self) -> pl.DataFrame:
+        """One row per follower: what it was given, and how late. See readers.py for the columns."""
+        return self.lab.readers(self.run_id)
+
+    def promises(self, claim: str) -> bool:
+        """Whether the store makes this claim of the conformance suite."""
+        return claim not in (self.row["lacks"] or "").splitlines()
+
     @property
     def is_closed_loop(self) -> bool:
         return bool(self.row["is_closed_loop"])

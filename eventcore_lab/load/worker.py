@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -34,6 +34,7 @@ from eventcore_lab.stores import Address, PoolSettings, Store, stores
 class Job(Struct, frozen=True, kw_only=True):
     """What one worker does; the same fields for all workers of a run but `worker`."""
 
+    module: ClassVar[str] = "eventcore_lab.load.worker"
     spool: str
     worker: int
     workers: int
@@ -49,6 +50,10 @@ class Job(Struct, frozen=True, kw_only=True):
     backlog_max: int
     backlog_policy: str
     capacity: int
+
+    @property
+    def name(self) -> str:
+        return f"worker {self.worker}"
 
 
 class Lines:

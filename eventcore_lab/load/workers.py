@@ -1,4 +1,4 @@
-"""The parent's side of the worker processes: start them, talk to them, and notice at once when one dies."""
+"""The parent's side of the processes it starts, workers and followers: talk to them, and notice at once when one dies."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
 from eventcore_lab.events import OutcomeUnknown, StoreError, StoreUnreachable
-from eventcore_lab.load.worker import Job
+from eventcore_lab.load.follower import FollowerJob
 
 START_TIMEOUT_S = 60.0
 _ERRORS = {kind.__name__: kind for kind in (StoreError, StoreUnreachable, OutcomeUnknown)}
@@ -23,22 +25,37 @@ class WorkerDied(Exception):
     """A worker process ended without having said so; the message has its last words."""
 
 
-class Worker:
-    """One running worker process. Made by `spawn`, ended by `end`, which may be called at any time."""
+class Task(Protocol):
+    """A job as the parent sees it: a msgspec Struct whose process runs `module` and is called `name`."""
 
-    def __init__(self, job: Job, process: asyncio.subprocess.Process, log: Path) -> None:
+    @property
+    def module(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def spool(self) -> str: ...
+
+
+J = TypeVar("J", bound=Task)
+T = TypeVar("T")
+
+
+class Worker(Generic[J]):
+    """One running process with its job. Made by `spawn`, ended by `end`, which may be called at any time."""
+
+    def __init__(self, job: J, process: asyncio.subprocess.Process, log: Path) -> None:
         self.job, self._process, self._log = job, process, log
 
     @classmethod
-    async def spawn(cls, job: Job, lock: int) -> Worker:
+    async def spawn(cls, job: J, lock: int) -> Worker[J]:
         """Start the process and hand it its job, DSN included, through a pipe that nobody else can read. It inherits
         the descriptor `lock`, so that the folder counts as in use for as long as either process lives."""
-        log = Path(job.spool) / f"worker-{job.worker}.log"
+        log = Path(job.spool) / f"{job.name.replace(' ', '-')}.log"
         with log.open("wb") as errors:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "eventcore_lab.load.worker",
+                job.module,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=errors,
@@ -73,14 +90,14 @@ class Worker:
         if facts["event"] == "broken":
             raise _ERRORS.get(facts["kind"], StoreError)(facts["message"])
         if facts["event"] != event:
-            raise WorkerDied(f"worker {self.job.worker} said {facts['event']!r} where {event!r} was due")
+            raise WorkerDied(f"{self.job.name} said {facts['event']!r} where {event!r} was due")
         return facts
 
     async def _last_words(self) -> str:
         code = await self._process.wait()
         how = f"was ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
-        return f"worker {self.job.worker} {how}" + (f": {lines[-1][:300]}" if lines else "")
+        return f"{self.job.name} {how}" + (f": {lines[-1][:300]}" if lines else "")
 
     async def end(self, timeout_s: float = 5.0) -> None:
         """Close its input and wait; then ask, then kill. Its empty log is removed."""
@@ -95,3 +112,55 @@ class Worker:
                     break
         if self._log.exists() and not self._log.stat().st_size:
             self._log.unlink()
+
+
+class Followers:
+    """The readers that follow the store while the load runs; with no jobs, nothing. Use `spawned`."""
+
+    def __init__(self, followers: list[Worker[FollowerJob]]) -> None:
+        self._followers = followers
+        self._ends: list[asyncio.Future[dict[str, Any]]] = []
+
+    @classmethod
+    @asynccontextmanager
+    async def spawned(cls, jobs: Sequence[FollowerJob], lock: int) -> AsyncIterator[Followers]:
+        """One process per job, ready to follow; ended with the block. Raises what they say instead, or WorkerDied."""
+        followers: list[Worker[FollowerJob]] = []
+        found = cls(followers)
+        try:
+            for job in jobs:
+                followers.append(await Worker.spawn(job, lock))  # noqa: PERF401 (those before one that fails are ended)
+            async with asyncio.timeout(START_TIMEOUT_S):
+                for follower in followers:
+                    await follower.heard("ready")
+            yield found
+        finally:
+            for end in found._ends:
+                end.cancel()
+            await asyncio.gather(*found._ends, *[follower.end() for follower in followers], return_exceptions=True)
+
+    async def go(self, start_ns: int) -> None:
+        """Let them follow; `start_ns` is the run's start, from which they count."""
+        for follower in self._followers:
+            await follower.say("go", start_ns)
+            self._ends.append(asyncio.ensure_future(follower.heard("done")))
+
+    async def beside(self, work: Awaitable[T]) -> T:
+        """The result of `work`, or at once what became of a follower that ended before it."""
+        main = asyncio.ensure_future(work)
+        try:
+            all_ends: list[asyncio.Future[Any]] = [main, *self._ends]
+            done, _ = await asyncio.wait(all_ends, return_when=asyncio.FIRST_COMPLETED)
+            for follower, end in zip(self._followers, self._ends, strict=True):
+                if end in done and not main.done():
+                    end.result()
+                    raise WorkerDied(f"{follower.job.name} was done before it was asked to be")
+            return await main
+        finally:
+            main.cancel()
+
+    async def finish(self) -> list[dict[str, Any]]:
+        """Have them catch up with what is stored now; what each says in the end."""
+        for follower in self._followers:
+            await follower.say("finish")
+        return await asyncio.gather(*self._ends)

@@ -1,0 +1,160 @@
+"""The process that reads while the load writes: `python -m eventcore_lab.load.follower`, told what to do on standard input.
+
+It follows the store from its beginning and writes down what it was given, in the order it was given, with the time: the
+evidence for "does a reader beside writers get each event once and in order, and how late". One JSON line each way, as
+with a worker: the job, then `ready` / `go START_NS` / `finish` / `done`. After `finish`, said when the load has ended, it
+goes on until nothing more comes. When the input closes, the parent is gone and the process ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+
+import msgspec
+import uvloop
+from msgspec import Struct
+
+from eventcore_lab.clock import now_ns, sleep_s
+from eventcore_lab.events import Position, StoredEvent, StoreError
+from eventcore_lab.load.evidence import ROWS_PER_PART, write_rows
+from eventcore_lab.load.worker import Lines
+from eventcore_lab.stores import Address, PoolSettings, Store, stores
+from eventcore_lab.stores.reading import follow
+
+FINISH_TIMEOUT_S = 10.0
+_LOOK_EVERY_S = 0.020
+_QUIET_LOOKS = 2
+
+
+class FollowerJob(Struct, frozen=True, kw_only=True):
+    """What one follower does; the same fields for all followers of a run but `reader`."""
+
+    module: ClassVar[str] = "eventcore_lab.load.follower"
+    spool: str
+    reader: int
+    store: str
+    address: Address
+    pool: PoolSettings
+    page: int = 1000
+    finish_timeout_s: float = FINISH_TIMEOUT_S
+    rows_per_part: int = ROWS_PER_PART
+
+    @property
+    def name(self) -> str:
+        return f"follower {self.reader}"
+
+
+class Delivered:
+    """What the reader was given, as files of `followed`. At most twice `rows_per_part` rows are in memory: those of the part
+    that is being written, by another thread, and those of the next."""
+
+    def __init__(self, job: FollowerJob, start_ns: int) -> None:
+        self._job, self._start_ns = job, start_ns
+        self._rows: list[tuple[Any, ...]] = []
+        self._parts = 0
+        self._writing: asyncio.Future[None] | None = None
+        self.count = 0
+        self.position: Position = 0
+
+    async def add(self, events: list[StoredEvent]) -> None:
+        """Note a page; all of it was seen now."""
+        seen_ns, reader, nth = now_ns() - self._start_ns, self._job.reader, self.count
+        self._rows.extend([(reader, 0, nth + n, e.position, e.id.bytes, seen_ns) for n, e in enumerate(events, 1)])
+        self.count += len(events)
+        self.position = events[-1].position
+        if len(self._rows) >= self._job.rows_per_part:
+            await self._flush()
+
+    async def keep(self) -> None:
+        """Everything noted is in the spool."""
+        await self._flush()
+        if self._writing is not None:
+            await self._writing
+
+    async def _flush(self) -> None:
+        if self._writing is not None:
+            await asyncio.shield(self._writing)
+        if self._rows:
+            path = Path(self._job.spool) / f"followed-{self._job.reader}-{self._parts}.parquet"
+            rows, self._rows, self._parts = self._rows, [], self._parts + 1
+            self._writing = asyncio.ensure_future(asyncio.to_thread(_write, path, rows))
+
+
+def _write(path: Path, rows: list[tuple[Any, ...]]) -> None:
+    part = path.with_suffix(".part")
+    write_rows(part, "followed", rows)
+    part.rename(path)  # whoever finds it finds all of it
+
+
+async def main() -> None:
+    """One job from standard input, to its end."""
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    job = msgspec.json.decode(await reader.readline(), type=FollowerJob)
+    lines = Lines(reader)
+    try:
+        store = await stores.make(job.store).connect(job.address, job.pool)
+        try:
+            await _work(job, store, lines)
+        finally:
+            await store.close()
+    except StoreError as error:
+        lines.say("broken", kind=type(error).__name__, message=str(error))
+
+
+async def _work(job: FollowerJob, store: Store, lines: Lines) -> None:
+    lines.say("ready", pid=os.getpid())
+    word, *rest = await lines.heard()
+    if word != "go":
+        return
+    delivered = Delivered(job, int(rest[0]))
+    following = asyncio.ensure_future(_follow(store, job.page, delivered))
+    asked = asyncio.ensure_future(lines.heard())
+    try:
+        await asyncio.wait([following, asked], return_when=asyncio.FIRST_COMPLETED)
+        if following.done():
+            await following  # raises: it never ends by itself
+        is_asked = (await asked)[0] == "finish"
+        has_caught_up = is_asked and await _caught_up(job, store, delivered, following)
+    finally:
+        for task in (asked, following):
+            task.cancel()
+        await asyncio.gather(asked, following, return_exceptions=True)
+        await delivered.keep()
+    if is_asked:
+        lines.say("done", delivered=delivered.count, has_caught_up=has_caught_up)
+
+
+async def _follow(store: Store, page: int, delivered: Delivered) -> None:
+    async for events in follow(store, 0, page):
+        await delivered.add(events)
+
+
+async def _caught_up(job: FollowerJob, store: Store, delivered: Delivered, following: asyncio.Future[None]) -> bool:
+    """Whether nothing more came in time: what is behind the reader's place is empty, twice, and will stay so."""
+    deadline_ns = now_ns() + int(job.finish_timeout_s * 1e9)
+    quiet = 0
+    while quiet < _QUIET_LOOKS and now_ns() < deadline_ns:
+        at = delivered.position
+        is_quiet = not await store.read_all(at, 1) and await store.last_position() <= at == delivered.position
+        quiet = quiet + 1 if is_quiet else 0
+        if following.done():
+            await following
+        await sleep_s(_LOOK_EVERY_S)
+    return quiet >= _QUIET_LOOKS
+
+
+def run_follower() -> None:
+    """Entry point. SIGINT belongs to the parent, which says `finish`; SIGTERM ends the process at once."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    uvloop.run(main())
+
+
+if __name__ == "__main__":
+    run_follower()
