@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from eventcore_lab.events import NewEvent, StoredEvent, StreamWrite, VersionConflict
-    from eventcore_lab.experiment import Experiment
-    from eventcore_lab.lab import plots, sentences
+    from eventcore_lab.experiment import Experiment, with_option
+    from eventcore_lab.lab import plots, sentences, visibility
     from eventcore_lab.lab.database import Lab
     from eventcore_lab.lab.measures import Run
     from eventcore_lab.lab.targets import Targets, Verdict, judge
@@ -43,6 +43,8 @@ _HOMES = {
     "run_each": "workbench",
     "sentences": "lab",
     "vary": "workbench",
+    "visibility": "lab",
+    "with_option": "experiment",
 }
 
 __all__ = [
@@ -66,13 +68,15 @@ __all__ = [
     "run_each",
     "sentences",
     "vary",
+    "visibility",
+    "with_option",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'eventcore_lab' has no attribute {name!r}")
-    if name in ("plots", "sentences"):
+    if _HOMES[name] == "lab":
         return import_module(f"eventcore_lab.lab.{name}")
     return getattr(import_module(f"eventcore_lab.{_HOMES[name]}"), name)
 

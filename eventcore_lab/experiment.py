@@ -34,7 +34,7 @@ from eventcore_lab.load.workloads import workloads
 from eventcore_lab.machine import environment, environment_id
 from eventcore_lab.progress import Progress, Quiet, Tally
 from eventcore_lab.schema import ENVIRONMENT_FILE, LOCK_FILE, RUN_FILE, SCHEMA_VERSION
-from eventcore_lab.spec import UsageError, unknown
+from eventcore_lab.spec import UsageError, parse, unknown
 from eventcore_lab.stores import Place, PoolSettings, stores
 
 CLOSED_LOOP_RATE_MAX = 200_000
@@ -114,6 +114,15 @@ class Experiment(Struct, frozen=True, kw_only=True):
         """The same for runs that differ only in trial, seed or label."""
         same = {k: v for k, v in msgspec.structs.asdict(self).items() if k not in ("trial", "seed", "label")}
         return hashlib.sha256(msgspec.json.encode(same, order="sorted")).hexdigest()[:12]
+
+
+def with_option(store: str, name: str, value: str | float) -> str:
+    """The spec of a store with one option more: `with_option("postgres:none", "hold_ms", 5)`. A store that has no such
+    option, or has been given it already, stays as it is."""
+    spec = parse(store, "store")
+    if not stores.accepts(store, name) or name in dict(spec.options):
+        return store
+    return str(msgspec.structs.replace(spec, options=(*spec.options, (name, str(value)))))
 
 
 class Measured(Struct, frozen=True):

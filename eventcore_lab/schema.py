@@ -50,6 +50,9 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+SAFE_ORDER = "a reader beside writers sees each event once and in order"
+"""The claim of the conformance suite by which the readers beside a load are judged; `runs.lacks` may name it."""
+
 RUN_STATUS = ("complete", "interrupted", "broken")
 
 TABLES: dict[str, dict[str, str]] = {

@@ -169,6 +169,10 @@ class Registry(Generic[T]):
         except ValueError as error:
             raise UsageError(f"{self.kind} {spec.name}: {error}") from None
 
+    def accepts(self, text: str, option: str) -> bool:
+        """Whether the thing `text` describes has an option of that name, not counting what it wraps."""
+        return option in self._options(parse(text, self.kind).name)
+
     def _maker(self, name: str) -> Callable[..., T]:
         if name not in self._makers:
             raise unknown(self.kind, name, self.names())

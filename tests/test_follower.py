@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,20 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from eventcore_lab import cli
 from eventcore_lab.events import NewEvent, StoredEvent, StoreUnreachable, StreamId, StreamWrite
-from eventcore_lab.experiment import Experiment, RunBroken
+from eventcore_lab.experiment import Experiment, RunBroken, with_option
+from eventcore_lab.lab import plots, sentences, visibility
 from eventcore_lab.lab.database import Lab
 from eventcore_lab.lab.measures import Run
 from eventcore_lab.load.evidence import write_rows
 from eventcore_lab.load.follower import Delivered, FollowerJob
 from eventcore_lab.load.workers import Followers, WorkerDied
 from eventcore_lab.progress import Quiet, Tally
-from eventcore_lab.schema import SAMPLE_WORDS, TABLES, Outcome, packed
+from eventcore_lab.schema import SAFE_ORDER, SAMPLE_WORDS, TABLES, ExitCode, Outcome, packed
 from eventcore_lab.spec import UsageError
 from eventcore_lab.stores import PoolSettings, stores
+from eventcore_lab.stores.conformance import CLAIMS
 from eventcore_lab.stores.protocol import Address
 from eventcore_lab.workbench import run
 
@@ -110,7 +114,7 @@ async def test_a_follower_finishes_when_it_has_everything_and_ends_with_its_inpu
     finally:
         os.close(lock)
     parts = delivered_in(tmp_path, 0)
-    assert len(parts) > 1 and sum(parts, []) == list(range(1, 51))
+    assert len(parts) > 1 and [n for part in parts for n in part] == list(range(1, 51))
 
 
 async def test_a_follower_whose_store_cannot_be_reached_says_so(tmp_path: Path) -> None:
@@ -150,13 +154,20 @@ async def test_what_was_delivered_is_written_in_parts(tmp_path: Path) -> None:
 
 
 def planted(
-    lab: Lab, given: list[tuple[int, int]], ended: dict[int, int], seen_ns: list[int] | None = None, stored: bool = True
+    lab: Lab,
+    given: list[tuple[int, int]],
+    ended: dict[int, int],
+    seen_ns: list[int] | None = None,
+    stored: bool = True,
+    **row: Any,
 ) -> dict[str, Any]:
     """The reader's row for events 1, 2, … acknowledged at `ended` ns, of which it was `given` (event, position)."""
     folder = lab.spool / "r1"
     folder.mkdir(parents=True)
-    row = dict.fromkeys(TABLES["runs"]) | {"run_id": "r1", "status": "complete", "keeps_events": True}
-    (folder / "run.json").write_text(json.dumps(row | {"started_at": "2026-01-01T00:00:00+00:00", "schema_version": 2}))
+    whole: dict[str, Any] = dict.fromkeys(TABLES["runs"]) | {"run_id": "r1", "status": "complete", "keeps_events": True}
+    whole |= {"started_at": "2026-01-01T00:00:00+00:00", "schema_version": 2, "store": "mine", "durability": "durable"}
+    whole |= {"warmup_s": 0.0, "measured_ns": 1_000_000_000, "pacer": "saturate", "workload": "write_events"}
+    (folder / "run.json").write_text(json.dumps(whole | row))
     ok = packed(Outcome.OK, 1, 1, 1)
     samples = [[k, 0, 0, 0, 0, at, 0, ok] for k, at in ended.items()]
     np.asarray(samples, np.int64).reshape(-1, len(SAMPLE_WORDS)).tofile(folder / "samples-0.i64")
@@ -226,3 +237,64 @@ def test_a_file_of_an_older_version_gets_what_it_lacks(lab: Lab) -> None:
     assert not len(Run(lab, "old").readers)
     lab.check()
     assert Run(lab, "old").row["followers"] is None
+
+
+# the comparison
+
+
+def test_a_store_that_promises_an_order_is_judged_by_what_its_readers_got(lab: Lab) -> None:
+    planted(lab, [(1, 1), (3, 3)], {1: 0, 2: 0, 3: 0})
+    verdict = visibility.judged([Run(lab, "r1")])
+    assert verdict.status == "violated" and verdict.exit_code == ExitCode.VIOLATED
+    assert "mine: skipped 1 events" in verdict.answer
+
+
+def test_a_store_that_promises_no_order_is_told_of_and_not_judged(lab: Lab) -> None:
+    planted(lab, [(1, 1), (3, 3)], {1: 0, 2: 0, 3: 0}, lacks=f"another claim\n{SAFE_ORDER}")
+    runs = [Run(lab, "r1")]
+    verdict = visibility.judged(runs)
+    assert (verdict.status, verdict.judgements) == ("inconclusive", ())
+    assert "skipped 1" in sentences.readers(runs).text and "promises no safe order" in sentences.readers(runs).text
+    assert visibility.compared(runs)["skipped"].to_list() == [1]
+
+
+def test_without_readers_nothing_is_settled(open_run: Run) -> None:
+    assert visibility.judged([open_run]).status == "inconclusive"
+    assert sentences.readers([open_run]).text == "No reader was given anything."
+    assert sentences.lag([open_run]).text == "Reader lag was not measured."
+    drawn = plots.lag_against_throughput([open_run]).axes[0]
+    assert drawn.texts[0].get_text() == "nothing was measured"
+
+
+def test_the_claim_that_decides_is_one_of_the_conformance_suite() -> None:
+    assert SAFE_ORDER in CLAIMS
+
+
+@pytest.mark.parametrize(
+    ("store", "option", "wanted"),
+    [
+        ("postgres", "hold_ms", "postgres:hold_ms=5.0"),
+        ("postgres:none", "hold_ms", "postgres:none,hold_ms=5.0"),
+        ("postgres:hold_ms=1", "hold_ms", "postgres:hold_ms=1"),
+        ("memory", "hold_ms", "memory"),
+    ],
+)
+def test_an_option_is_added_where_the_store_has_it(store: str, option: str, wanted: str) -> None:
+    assert with_option(store, option, 5.0) == wanted
+
+
+def test_the_notebook_judges_the_safe_store_and_tells_of_the_other(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    lab = tmp_path / "lab.duckdb"
+    quick = ["stores=postgres,postgres:none", "duration_s=0.3", "warmup_s=0.05"]
+    sys.argv = ["eventcore-lab", "run", "11", "--out", str(tmp_path), "--lab", str(lab)]
+    sys.argv += [word for pair in quick for word in ("-p", pair)]
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert done.value.code == ExitCode.PASS, out + err
+    [page] = tmp_path.glob("2*/index.html")
+    assert "postgres:none" in page.read_text() and "kept the promise" in out
+    skipped = dict(Lab(lab).sql("SELECT store, skipped FROM readers JOIN runs USING (run_id)").iter_rows())
+    assert skipped["postgres:hold_ms=5.0"] == 0 < skipped["postgres:none,hold_ms=5.0"]

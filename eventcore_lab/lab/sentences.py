@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import polars as pl
 from msgspec import Struct
 
+from eventcore_lab.lab import visibility
 from eventcore_lab.lab.measures import Figure, Run
 from eventcore_lab.lab.targets import Verdict, untested
 from eventcore_lab.spec import parse
@@ -106,6 +108,57 @@ def caveats(runs: Sequence[Run]) -> Sentence:
     lines += [f"Not tested, because {reason}: {'; '.join(names)}." for reason, names in untested(runs).items()]
     lines.append("Runs: " + ", ".join(f"`{r.run_id}`" for r in runs) + ".")
     return Sentence("\n".join(f"- {line}" for line in lines))
+
+
+def readers(runs: Sequence[Run]) -> Sentence:
+    """Whose readers got every event once and in order, and what the others' readers missed."""
+    rows = list(visibility.compared(runs).filter(pl.col("delivered").is_not_null()).iter_rows(named=True))
+    if not rows:
+        return Sentence("No reader was given anything.")
+    whole = [r for r in rows if all(r[wrong] == 0 for wrong in visibility.WRONGS)]
+    text = ""
+    if whole:
+        names = ", ".join(f"{r['store']} ({r['delivered']:,})" for r in whole)
+        text = f"**Every event, once and in order: the readers of {names}.** "
+    for r in (r for r in rows if r not in whole):
+        wrongs = ", ".join(f"{w} {r[w]:,}" for w in visibility.WRONGS if r[w])
+        promise = "although it promises a safe order" if r["promises_order"] else "and promises no safe order"
+        text += f"Readers of {r['store']} got {r['delivered']:,} ({wrongs or 'not read back'}), {promise}. "
+    return Sentence(text.strip())
+
+
+def cost_of_order(runs: Sequence[Run]) -> Sentence:
+    """What a safe order costs the writers: the fastest and the slowest store whose readers missed nothing, and the fastest
+    of the others."""
+    rows = visibility.compared(runs).filter(pl.col("appends_per_s").is_not_nan())
+    safe = rows.filter((pl.col("skipped") == 0) & pl.col("promises_order")).sort("appends_per_s", descending=True)
+    if not len(safe):
+        return Sentence("No store gave its readers a safe order here, so its cost is not known.")
+    best, least = safe.row(0, named=True), safe.row(-1, named=True)
+    text = f"**With a safe order, {best['store']} takes most: {best['appends_per_s']:,.0f} appends/s.**"
+    if len(safe) > 1:
+        text += f" The least is {least['store']} with {least['appends_per_s']:,.0f}."
+    others = rows.filter(~pl.col("promises_order")).sort("appends_per_s", descending=True)
+    if len(others):
+        other = others.row(0, named=True)
+        text += f" Without the promise, {other['store']} takes {other['appends_per_s']:,.0f}."
+    return Sentence(text)
+
+
+def lag(runs: Sequence[Run]) -> Sentence:
+    """How late readers are, from the store whose readers are soonest to the one whose readers are latest."""
+    rows = visibility.compared(runs).filter(pl.col("lag_p50_ms").is_not_null()).sort("lag_p50_ms")
+    if not len(rows):
+        return Sentence("Reader lag was not measured.")
+
+    def said(row: dict[str, float | str | None]) -> str:
+        p99 = row["lag_p99_ms"]
+        tail = "never, for more than 1 %" if p99 is None else f"{p99:,.2f} ms at p99"
+        return f"{row['store']} {row['lag_p50_ms']:,.2f} ms in the median, {tail}"
+
+    first, last = rows.row(0, named=True), rows.row(-1, named=True)
+    text = f"**From acknowledgement to the reader: {said(first)}**"
+    return Sentence(text + (f"; the latest, {said(last)}." if len(rows) > 1 else "."))
 
 
 def _value(figure: Figure) -> str:
