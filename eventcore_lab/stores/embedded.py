@@ -20,7 +20,6 @@ from __future__ import annotations
 import atexit
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import tempfile
@@ -31,8 +30,6 @@ from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from urllib.parse import quote
-
-import psutil
 
 from eventcore_lab.clock import NS_PER_S, now_ns
 from eventcore_lab.events import StoreUnreachable
@@ -55,12 +52,12 @@ from eventcore_lab.stores.directories import (
     on_disk,
     sweep,
 )
+from eventcore_lab.stores.processes import family, kill_family, quit_at_once
 
 USER = DATABASE = "postgres"
 SOCKET_PATH_MAX_BYTES = 107
 SHORT_PLACES = (Path("/tmp"), Path("/var/tmp"))
 START_TIMEOUT_S = 60
-QUIT_TIMEOUT_S = 5
 POLL_S = 0.005
 TCP_TRIES = 5
 
@@ -152,13 +149,32 @@ class EmbeddedServer:
                 return
             atexit.unregister(self.stop)
             if self._process is not None:
-                _quit(self._process)
+                quit_at_once(self._process)
             self._let_go_of_pipe()
             if self._watchdog is not None:
                 self._dismiss_watchdog(self._watchdog)
             self._remove_leftovers()
             self._process = self._watchdog = None
             self._paths, self._locks = [], []
+
+    def kill(self) -> None:
+        """End the server as a crash does: all its processes at once, by SIGKILL. Its files stay, for `restart`."""
+        with self._lock:
+            if self._process is not None and self.is_running:
+                kill_family(self._process)
+
+    def restart(self) -> EmbeddedServer:
+        """After `kill`, or when it died: start it again on the data it had. Returns when what was committed is recovered
+        and clients are served, at the same socket; with `tcp` the port is another one."""
+        with self._lock:
+            if self.is_running or self._is_inherited:
+                return self
+            self._require_started()
+            assert self.binaries is not None
+            began_ns = now_ns()
+            self._start_postmaster(server_account(), self.binaries)
+            self.startup_seconds = (now_ns() - began_ns) / NS_PER_S
+            return self
 
     def __enter__(self) -> EmbeddedServer:
         return self.start()
@@ -208,13 +224,7 @@ class EmbeddedServer:
 
     def pids(self) -> list[int]:
         """The postmaster and its children at this moment; empty when it has died."""
-        if not self.is_running:
-            return []
-        try:
-            postmaster = psutil.Process(self.postmaster_pid)
-            return [postmaster.pid, *(child.pid for child in postmaster.children(recursive=True))]
-        except psutil.NoSuchProcess:
-            return []
+        return family(self.postmaster_pid) if self.is_running else []
 
     def _require_started(self) -> None:
         if self._process is None or not self._paths:
@@ -313,7 +323,8 @@ class EmbeddedServer:
                 process.wait(POLL_S)
             with suppress(FileNotFoundError):
                 lines = (root / "data" / "postmaster.pid").read_text().splitlines()
-                if len(lines) > 7 and lines[7].strip() == "ready":
+                # The first line tells this server's file from the one that a server killed before left behind.
+                if len(lines) > 7 and lines[7].strip() == "ready" and lines[0].strip() == str(process.pid):
                     return None
         return (root / "server.log").read_text(errors="replace")
 
@@ -387,13 +398,6 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-def _quit(process: subprocess.Popen[bytes]) -> None:
-    """PostgreSQL's immediate shutdown: nothing is worth a checkpoint. Who does not obey is left to the clean-up."""
-    with suppress(subprocess.TimeoutExpired, PermissionError):
-        process.send_signal(signal.SIGQUIT)
-        process.wait(QUIT_TIMEOUT_S)
 
 
 def _free_port() -> int:

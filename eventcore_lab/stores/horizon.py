@@ -19,6 +19,10 @@ _FIRST_HOLE = """SELECT coalesce(min(before), $2) FROM (
    WHERE position <> before + 1"""
 
 
+_RUNNING = """SELECT pg_snapshot_xmin(s)::text::bigint, pg_snapshot_xmax(s)::text::bigint
+    FROM pg_current_snapshot() AS s"""
+
+
 class Horizon(Protocol):
     """One per store object; asked before every page."""
 
@@ -110,9 +114,11 @@ class Fence(_Contiguous):
         if self._fence is None:
             self._fence = ((await connection.fetch(self._take))[0][0], top)
         fence, fenced_top = self._fence
-        oldest = (await connection.fetch("SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint"))[0][0]
+        oldest, newest = (await connection.fetch(_RUNNING))[0]
         if oldest >= fence:
             self._settled, self._fence = max(self._settled, fenced_top), None
+        elif newest < fence:  # ids went back: the server crashed, and hands out again those that wrote nothing
+            self._fence = None
         else:
             self.waits += 1
         return self._settled
