@@ -122,8 +122,8 @@ def readers(runs: Sequence[Run]) -> Sentence:
         text = f"**Every event, once and in order: the readers of {names}.** "
     for r in (r for r in rows if r not in whole):
         wrongs = ", ".join(f"{w} {r[w]:,}" for w in visibility.WRONGS if r[w])
-        promise = "although it promises a safe order" if r["promises_order"] else "and promises no safe order"
-        text += f"Readers of {r['store']} got {r['delivered']:,} ({wrongs or 'not read back'}), {promise}. "
+        promise = "which promises a safe order" if r["promises_order"] else "which promises no safe order"
+        text += f"Readers of {r['store']}, {promise}, got {r['delivered']:,} ({wrongs or 'not read back'}). "
     return Sentence(text.strip())
 
 
