@@ -44,7 +44,7 @@ _LOST = (
 
 _APPEND_EVENT = "SELECT append_event($1, $2, $3, $4, $5, $6)"
 _APPEND_ONE = "SELECT head, last_position FROM append_one($1, $2, $3, $4, $5, $6)"
-_APPEND_FEW = "SELECT heads, last_position FROM append_few($1, $2, $3, $4, $5, $6, $7)"
+_APPEND_FEW = "SELECT heads, last_position FROM append_few($1, $2, $3, $4, $5, $6, $7, $8)"
 _APPEND_EACH = "SELECT heads, positions FROM append_each($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
 _APPEND_IN_TURN = "SELECT heads, positions FROM append_in_turn($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
 EVENTS_PER_STATEMENT = 5_000
@@ -113,18 +113,18 @@ class Postgres:
         return result
 
     async def _append_few(self, writes: Sequence[StreamWrite]) -> AppendResult:
-        by_name = sorted(writes, key=lambda w: w.stream)
         heads, position = await self._write(
             _APPEND_FEW,
-            [w.stream for w in by_name],
-            [w.expected for w in by_name],
-            [len(w.events) for w in by_name],
-            *_columns([e for w in by_name for e in w.events]),
+            sorted(range(1, len(writes) + 1), key=lambda slot: writes[slot - 1].stream),
+            [w.stream for w in writes],
+            [w.expected for w in writes],
+            [len(w.events) for w in writes],
+            *_columns([e for w in writes for e in w.events]),
         )
-        head_of = {w.stream: head for w, head in zip(by_name, heads or (), strict=True)}
+        found = list(zip(writes, heads or (), strict=True))
         if position is None:
-            raise next(c for w in writes if (c := _conflict(w, head_of[w.stream])))
-        return AppendResult(tuple([head_of[w.stream] + len(w.events) for w in writes]), position)
+            raise next(c for w, head in found if (c := _conflict(w, head)))
+        return AppendResult(tuple([head + len(w.events) for w, head in found]), position)
 
     async def append_many(self, requests: Sequence[Sequence[StreamWrite]]) -> list[AppendResult | StoreError]:
         """One round trip and one commit for all of them, up to EVENTS_PER_STATEMENT."""

@@ -77,24 +77,26 @@ BEGIN
     -- hold
 END $$;
 
--- A few events on several streams, all or nothing: loops, for which a plan over arrays would cost more than they do. Streams
--- in the order of their names. Arrays per participant, then per event in the participants' order. Returns heads = the
--- versions found, last_position = NULL on a conflict.
+-- A few events on several streams, all or nothing: loops, for which a plan over arrays would cost more than they do. p_turns:
+-- the participants' indices in the order of their streams' names. Then arrays per participant, and per event in the
+-- participants' order, which is that of the positions too. Returns heads = the versions found, last_position = NULL on a
+-- conflict.
 CREATE FUNCTION append_few(
-    p_streams text[], p_expected bigint[], p_writes int[],
+    p_turns int[], p_streams text[], p_expected bigint[], p_writes int[],
     p_ids uuid[], p_types text[], p_data bytea[], p_meta bytea[],
     OUT heads bigint[], OUT last_position bigint
 ) LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     event int := 0;
     refused boolean := false;
+    turn int;
 BEGIN
     -- gate
-    FOR slot IN 1 .. cardinality(p_streams) LOOP
-        IF p_writes[slot] > 0 THEN
-            IF pg_advisory_xact_lock(hashtextextended(p_streams[slot], 0)) IS NULL THEN END IF;
+    FOREACH turn IN ARRAY p_turns LOOP
+        IF p_writes[turn] > 0 THEN
+            IF pg_advisory_xact_lock(hashtextextended(p_streams[turn], 0)) IS NULL THEN END IF;
         ELSE
-            IF pg_advisory_xact_lock_shared(hashtextextended(p_streams[slot], 0)) IS NULL THEN END IF;
+            IF pg_advisory_xact_lock_shared(hashtextextended(p_streams[turn], 0)) IS NULL THEN END IF;
         END IF;
     END LOOP;
     FOR slot IN 1 .. cardinality(p_streams) LOOP
