@@ -48,7 +48,7 @@ from eventcore_lab.stores.protocol import Address, Driver
 from eventcore_lab.stores.retry import append_once, find
 from eventcore_lab.stores.wrapper import Wrapper
 
-DRIVERS = ("postgres", "postgres:counter")
+DRIVERS = ("postgres", "postgres:counter", "sqlite")
 BOUND = settings(
     max_examples=25,
     stateful_step_count=25,
