@@ -140,6 +140,13 @@ async def test_appends_that_wait_share_a_commit_and_are_answered_each_by_itself(
         assert [e.position for e in await store.read_all()] == [1, 2, 3, 4, 5, 6]
 
 
+async def test_what_is_queued_in_one_turn_is_one_group(path: str, groups: Groups) -> None:
+    async with opened(path) as store:
+        for _ in range(10):
+            await asyncio.gather(*[store.append(write(A)) for _ in range(50)])
+        assert groups.sizes == [50] * 10
+
+
 async def test_a_bad_event_in_a_group_fails_alone(path: str, groups: Groups) -> None:
     bad: list[Any] = [NewEvent("\ud800", b"{}"), NewEvent("T", "text"), NewEvent("T", None), NewEvent(None, b"{}")]  # type: ignore[arg-type]
     async with opened(path) as store:

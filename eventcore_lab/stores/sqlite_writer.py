@@ -1,8 +1,8 @@
 """The one thread that writes to the file of the `sqlite` store, and the queue before it.
 
 *Group commit*: what is queued while a transaction is on its way to the disk goes together into the next one, each append
-checked and answered by itself, and one flush serves all. There is no timer: a lone append is taken up at once. All
-answers of a group come back to the event loop in one call.
+checked and answered by itself, and one flush serves all. There is no timer: a lone append is taken up at once. What is
+queued in one turn of the event loop goes to the thread in one piece, and all answers of a group come back in one call.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ class Writer:
         self._loop = asyncio.get_running_loop()
         self._place = asyncio.Semaphore(queue_max)
         self._waiting: deque[Job] = deque()
+        self._new: list[Job] = []
         self._watch: asyncio.TimerHandle | None = None
         self._is_closed = False
         self._ended: asyncio.Future[None] = self._loop.create_future()
@@ -83,7 +84,10 @@ class Writer:
         self._waiting.append(job)
         if self._watch is None:
             self._watch = self._loop.call_later(self._answer_limit_s, self._look)
-        self._thread.queue.put(job)
+        # Not one by one: the thread would set off with the first, as soon as anything here lets go of Python's lock.
+        if not self._new:
+            self._loop.call_soon(self._hand_over)
+        self._new.append(job)
         try:
             return await job.future
         finally:
@@ -98,6 +102,11 @@ class Writer:
             raise StoreUnreachable(
                 f"no place in the queue became free within {limit_s:g} s (lower the load); nothing was written"
             ) from None
+
+    def _hand_over(self) -> None:
+        if self._new:
+            new, self._new = self._new, []
+            self._thread.queue.put(new)
 
     def _answer(self, jobs: Sequence[Job], answers: Sequence[list[Any]]) -> None:
         for job, answer in zip(jobs, answers, strict=True):
@@ -127,6 +136,7 @@ class Writer:
         """Nobody new is let in, what is queued is done, the file is closed; within the time an answer may take."""
         if not self._is_closed:
             self._is_closed = True
+            self._hand_over()
             self._thread.queue.put(None)
         await asyncio.wait([self._ended], timeout=self._answer_limit_s)
         if self._watch is not None and not self._waiting:
@@ -157,11 +167,12 @@ class _Thread(threading.Thread):
         super().__init__(name="sqlite writer", daemon=True)
         self.file, self._group, self._loop = file, group, loop
         self._tell_answers, self._tell_end = answer, end
-        self.queue: SimpleQueue[Job | None] = SimpleQueue()
+        self.queue: SimpleQueue[list[Job] | None] = SimpleQueue()
+        self._next: deque[Job] = deque()
         self._is_last = False
 
     def run(self) -> None:
-        while not self._is_last:
+        while self._next or not self._is_last:
             jobs = self._taken()
             if jobs:
                 self._tell(self._tell_answers, jobs, self._done(jobs))
@@ -170,13 +181,16 @@ class _Thread(threading.Thread):
 
     def _taken(self) -> list[Job]:
         """Everything there is, up to the limits of a group; waits for the first."""
+        while not self._is_last and not (self._next and self.queue.empty()):
+            handed = self.queue.get()
+            if handed is None:
+                self._is_last = True
+            else:
+                self._next += handed
         jobs: list[Job] = []
         parts = events = 0
-        while parts < self._group and events < GROUP_EVENTS_MAX and not (jobs and self.queue.empty()):
-            job = self.queue.get()
-            if job is None:
-                self._is_last = True
-                break
+        while self._next and parts < self._group and events < GROUP_EVENTS_MAX:
+            job = self._next.popleft()
             jobs.append(job)
             parts, events = parts + len(job.parts), events + job.events
         now = now_ns()
