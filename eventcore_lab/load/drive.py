@@ -72,7 +72,8 @@ class Stop:
 async def drive(load: Load, stop: Stop) -> None:
     """Run the load to its end or until `stop`. Raises what is neither a store's answer nor a business rule."""
     if load.callers:
-        await _gathered([_caller(load, stop, n) for n in range(load.callers)], stop)
+        turn = _Turn(load.clock, _TURN_NS // load.callers)
+        await _gathered([_caller(load, stop, n, turn) for n in range(load.callers)], stop)
     else:
         await _open(load, stop)
 
@@ -95,13 +96,12 @@ def _reason(task: asyncio.Future[Any]) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-async def _caller(load: Load, stop: Stop, n: int) -> None:
+async def _caller(load: Load, stop: Stop, n: int, turn: _Turn) -> None:
     """One caller of a closed loop: due when it begins."""
     clock, perform_one = load.clock, _performer(load, stop)
     end_ns = load.start_ns + load.total_ns
     await clock.sleep_until(load.start_ns)
     k, step = load.first + n * load.step, load.step * load.callers
-    turn = _Turn(clock, _TURN_NS // load.callers)
     while not stop.is_set:
         prepared = load.prepare(k)
         now_ns = clock.now_ns()
@@ -109,7 +109,7 @@ async def _caller(load: Load, stop: Stop, n: int) -> None:
             return
         await perform_one(k, prepared, DUE_WHEN_BEGUN, 0)
         k += step
-        if turn.is_over(now_ns):
+        if turn.is_over(now_ns, n):
             await turn.pass_on()
 
 
@@ -153,16 +153,22 @@ def _count(stop: Stop, error: Exception, kinds_max: int = 20) -> None:
 
 
 class _Turn:
-    """How long a task keeps the loop to itself: a store that never waits would never give it away."""
+    """How long a task keeps the loop to itself: a store that never waits would never give it away. Where the store does
+    wait, another task has had the loop in between, and nothing is given away."""
 
     def __init__(self, clock: Clock, length_ns: int = _TURN_NS) -> None:
         self._clock, self._length_ns = clock, length_ns
+        self._holder = 0
         self.begin()
 
     def begin(self) -> None:
         self._began_ns = self._clock.now_ns()
 
-    def is_over(self, now_ns: int) -> bool:
+    def is_over(self, now_ns: int, holder: int = 0) -> bool:
+        """Whether `holder` has had the loop for too long; a new holder begins its turn."""
+        if holder != self._holder:
+            self._holder, self._began_ns = holder, now_ns
+            return False
         return now_ns - self._began_ns > self._length_ns
 
     async def pass_on(self) -> None:

@@ -67,11 +67,11 @@ class WriteEvents:
 
     def __init__(self, seed: int, batch: int, streams: int, payload_bytes: int) -> None:
         self._seed, self._batch, self._streams = seed, batch, streams
-        self._padding = "x" * max(0, payload_bytes - len('{"test":1234567,"pad":""}'))
+        self._padding = b"x" * max(0, payload_bytes - len('{"test":1234567,"pad":""}'))
 
     def prepare(self, k: int) -> Sequence[StreamWrite]:
         events = [
-            NewEvent("TestHappened", b'{"test":%d,"pad":"%b"}' % (i, self._padding.encode()))
+            NewEvent("TestHappened", b'{"test":%d,"pad":"%b"}' % (i, self._padding))
             for i in range(k * self._batch, (k + 1) * self._batch)
         ]
         name = f"test-{mixed(self._seed, k):016x}"

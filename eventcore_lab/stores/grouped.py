@@ -49,6 +49,7 @@ class Grouped(Wrapper):
         self._outside: deque[asyncio.Future[None]] = deque()
         self._groups: set[asyncio.Task[None]] = set()
         self._under_way = 0
+        self._carried = 0
         self._taken: set[StreamId] = set()
         self._is_departure_due = False
         self._is_closed = False
@@ -104,6 +105,7 @@ class Grouped(Wrapper):
             streams = {write.stream for waiting in group for write in waiting.request}
             self._taken |= streams
             self._under_way += 1
+            self._carried += len(group)
             task = asyncio.ensure_future(self._carried_out(group, streams))
             self._groups.add(task)
             task.add_done_callback(self._groups.discard)
@@ -114,9 +116,8 @@ class Grouped(Wrapper):
         left: list[_Waiting] = []
         blocked = set(self._taken)
         events = 0
-        # Half of those that wait when nothing is under way, so that the next group is not left without any.
-        share = -(-len(self._queue) // (self._in_flight - self._under_way))
-        size = min(self._size, max(share, 1))
+        # An equal share of all who want something, so that no group waits long for its callers while another is small.
+        size = min(self._size, -(-(len(self._queue) + self._carried) // self._in_flight))
         while self._queue and len(group) < size and len(left) < _LOOK_AHEAD:
             waiting = self._queue.popleft()
             if waiting.answer.done():  # its caller was cancelled
@@ -150,6 +151,7 @@ class Grouped(Wrapper):
         finally:
             self._taken -= streams
             self._under_way -= 1
+            self._carried -= len(group)
         for waiting, result in zip(group, results, strict=True):
             if waiting.answer.done():
                 continue

@@ -46,10 +46,15 @@ _APPEND_EVENT = "SELECT append_event($1, $2, $3, $4, $5, $6)"
 _APPEND_ONE = "SELECT head, last_position FROM append_one($1, $2, $3, $4, $5, $6)"
 _APPEND_FEW = "SELECT heads, last_position FROM append_few($1, $2, $3, $4, $5, $6, $7, $8)"
 _APPEND_EACH = "SELECT heads, positions FROM append_each($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+_APPEND_ONES = "SELECT heads, positions FROM append_ones($1, $2, $3, $4, $5, $6)"
 _APPEND_IN_TURN = "SELECT heads, positions FROM append_in_turn($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
 EVENTS_PER_STATEMENT = 5_000
 """More events than this in one `append_many` go in several statements; one append is never split."""
+_UNANSWERED = StoreError("the store gave no answer")
 FEW_EVENTS = 16
+"""Up to so many events on several streams are appended in loops, more by plans over arrays."""
+MANY_REQUESTS = 10
+"""From so many requests on a plan over arrays pays (measured: 60 against 69 µs each at 5, 28 against 20 at 20)."""
 READ_TRIES = 3
 
 # In the order of StoredEvent's fields, so that a row becomes an event without naming a column.
@@ -134,8 +139,10 @@ class Postgres:
         return results
 
     async def _append_part(self, requests: Sequence[Sequence[StreamWrite]]) -> list[AppendResult | StoreError]:
-        sql = _APPEND_IN_TURN if _share_streams(requests) else _APPEND_EACH
         try:
+            if _are_ones(requests):
+                return await self._append_ones([request[0] for request in requests])
+            sql = _APPEND_IN_TURN if _share_streams(requests) else _APPEND_EACH
             return await self._answered(sql, requests)
         except EventRejected as error:  # one of them, and nothing was written: the others must not suffer
             if len(requests) == 1:
@@ -144,6 +151,22 @@ class Postgres:
             return await self._append_part(requests[:half]) + await self._append_part(requests[half:])
         except StoreError as error:
             return [error] * len(requests)
+
+    async def _append_ones(self, writes: Sequence[StreamWrite]) -> list[AppendResult | StoreError]:
+        order = sorted(range(len(writes)), key=[w.stream for w in writes].__getitem__)
+        by_name = [writes[n] for n in order]
+        heads, positions = await self._write(
+            _APPEND_ONES,
+            [w.stream for w in by_name],
+            [w.expected for w in by_name],
+            *_columns([w.events[0] for w in by_name]),
+        )
+        stored = iter(positions or ())
+        results: list[AppendResult | StoreError] = [_UNANSWERED] * len(writes)
+        for n, w, head in zip(order, by_name, heads, strict=True):
+            is_done = w.expected == head or w.expected < 0
+            results[n] = AppendResult((head + 1,), next(stored)) if is_done else _conflict(w, head) or _UNANSWERED
+        return results
 
     async def _answered(self, sql: str, requests: Sequence[Sequence[StreamWrite]]) -> list[AppendResult | StoreError]:
         """The answer to each request, in one round trip."""
@@ -288,13 +311,20 @@ def _parts(requests: Sequence[Sequence[StreamWrite]]) -> Iterator[Sequence[Seque
         yield requests[first:]
 
 
+def _are_ones(requests: Sequence[Sequence[StreamWrite]]) -> bool:
+    """Whether they are many enough for a plan over arrays, each one event on one stream, and no stream twice."""
+    if len(requests) < MANY_REQUESTS or not all(len(r) == 1 and len(r[0].events) == 1 for r in requests):
+        return False
+    return len({request[0].stream for request in requests}) == len(requests)
+
+
 def _share_streams(requests: Sequence[Sequence[StreamWrite]]) -> bool:
-    """Whether any stream is named twice; ValueError if it is so within one request."""
+    """Whether any stream is named twice; ValueError if it is so within one request. Few requests count as if."""
     for request in requests:
         if len(request) > 1:
             check_distinct(request)
     streams = [write.stream for request in requests for write in request]
-    return len(set(streams)) != len(streams)
+    return len(set(streams)) != len(streams) or sum([len(w.events) for r in requests for w in r]) < MANY_REQUESTS
 
 
 def _answers(
