@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -24,6 +25,10 @@ from eventcore_lab.events import (
     VersionConflict,
     new_event_id,
 )
+from eventcore_lab.experiment import Experiment
+from eventcore_lab.lab.database import Lab
+from eventcore_lab.progress import Quiet
+from eventcore_lab.schema import Outcome
 from eventcore_lab.spec import UsageError
 from eventcore_lab.stores import PoolSettings, Store, chapter, eventcore, open_store, stores
 from eventcore_lab.stores.chapter import Chapter
@@ -33,6 +38,7 @@ from eventcore_lab.stores.flavours import FLAVOURS
 from eventcore_lab.stores.memory import memory
 from eventcore_lab.stores.pool import Connection
 from eventcore_lab.stores.protocol import Address
+from eventcore_lab.workbench import run
 
 A, B, SLOW = StreamId("a"), StreamId("b"), StreamId("slow")
 NAME = "eventcore_lab_others"
@@ -387,6 +393,27 @@ async def test_an_existing_eventcore_database_is_read_and_not_touched(theirs: as
         await _refuses_to_write(store)
         await store.close()
     assert await _content(theirs) == before
+
+
+@pytest.mark.parametrize("workload", ["read_pages:limit=2", "read_streams:streams=10"])
+async def test_an_existing_database_is_measured_by_reading_and_not_judged_for_what_was_there(
+    theirs: asyncpg.Connection[Any], workload: str, tmp_path: Path
+) -> None:
+    before = await _content(theirs)
+    e = Experiment(
+        store=SPEC, workload=workload, pacer="saturate:concurrency=2", duration_s=0.3, warmup_s=0.1, connections=2
+    )
+    found = await asyncio.to_thread(run, e, Lab(tmp_path / "lab.duckdb"), Quiet())
+    assert found.figure("events_per_second").estimate.value > 0
+    assert set(found.samples["outcome"]) == {int(Outcome.OK)}
+    assert "violated" not in set(found.invariants["status"])
+    assert await _content(theirs) == before
+
+
+def test_reading_a_store_that_has_nothing_says_how_to_name_one_that_has(tmp_path: Path) -> None:
+    e = Experiment(store="memory", workload="read_pages", pacer="constant:rate=100", duration_s=0.2, warmup_s=0.1)
+    found = run(e, Lab(tmp_path / "lab.duckdb"), Quiet())
+    assert "no event to read" in found.marks.filter(found.marks["name"] == "failed operations")["detail"][0]
 
 
 async def _refuses_to_write(store: Store) -> None:

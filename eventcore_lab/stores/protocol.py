@@ -137,12 +137,14 @@ class Address(Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Place:
-    """A provisioned store: its address, and the facts recorded with every run on it (never a password)."""
+    """A provisioned store: its address, and the facts recorded with every run on it (never a password). `is_new`: nothing
+    was in it before; a place that is not is never read back whole, for what others wrote is not ours to judge."""
 
     address: Address
     durability: str
     server: str = ""
     keeps_events: bool = True
+    is_new: bool = True
     facts: Mapping[str, str] = field(default_factory=dict)
     server_pids: Callable[[], list[int]] = list
 
