@@ -19,13 +19,21 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def test_the_script_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
-    [script] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    script, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert script.strip().count("\n") < 10
     (tmp_path / "data").mkdir()
     (tmp_path / "script.py").write_text(script)
     done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode in (ExitCode.PASS, ExitCode.INCONCLUSIVE), done.stderr
     assert "p99" in done.stdout and (tmp_path / "data" / "lab.duckdb").exists()
+
+
+def test_the_store_of_the_readme_says_what_it_did(capsys: pytest.CaptureFixture[str]) -> None:
+    _, script = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(compile(script, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "version conflict on 'account-1': expected 0, actual 1" in printed
+    assert "[(1, 'account-1', 1), (2, 'owner-me', 1)]" in printed
 
 
 def test_the_snippets_of_contributing_run() -> None:
