@@ -214,3 +214,8 @@ def test_measure_leaves_a_folder_that_says_everything(tmp_path: Path) -> None:
     names = {p.name for p in measured.folder.iterdir()}
     assert names >= {"run.json", "environment.json", "gauges.ndjson", "marks.ndjson", "samples-0.i64", "stored.parquet"}
     assert msgspec.json.decode((measured.folder / "run.json").read_bytes())["status"] == "complete"
+
+
+def test_positions_that_the_store_drew_are_accounted_for(closed_run: Run) -> None:
+    found = dict(closed_run.invariants.select("name", "status").iter_rows())
+    assert found["holes are accounted for"] == "passed"

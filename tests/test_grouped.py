@@ -265,6 +265,25 @@ async def test_a_hundred_callers_on_one_hot_stream_are_all_served() -> None:
         assert sorted(r.versions[0] for r in results) == list(range(1, 101))
 
 
+@pytest.mark.parametrize("inner", ["memory", "postgres", "sqlite"])
+async def test_nobody_pays_for_what_is_wrong_with_anothers_append(inner: str) -> None:
+    """Named twice, no text, no bytes, a NUL: whoever asked for it hears of it, all others are served."""
+    async with open_store(f"grouped({inner})", PoolSettings.sized(3)) as store:
+        wrong = [
+            [*write("x"), *write("x")],
+            [StreamWrite(StreamId("sur"), ANY, (NewEvent("\ud800", b"{}"),))],
+            [StreamWrite(StreamId("str"), ANY, (NewEvent("T", "text"),))],  # type: ignore[arg-type]
+            [StreamWrite(StreamId("nul"), ANY, (NewEvent("\0", b"{}"),))],
+        ]
+        good = [write(f"s{n}", ABSENT) for n in range(40)]
+        asked = [*good[:10], *wrong, *good[10:]]
+        results = await asyncio.gather(*begun(store, *asked), return_exceptions=True)
+        assert [r.versions for r, w in zip(results, asked, strict=True) if w in good] == [(1,)] * 40
+        assert isinstance(results[10], ValueError)
+        stored = await store.read_streams([StreamId(f"s{n}") for n in range(40)])
+        assert [s.version for s in stored] == [1] * 40
+
+
 async def test_a_server_that_dies_leaves_groups_unknown_and_each_append_can_be_found_or_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -13,6 +13,7 @@ import gc
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,6 +30,7 @@ from eventcore_lab.load.pacers import pacers
 from eventcore_lab.load.recorder import Recorder
 from eventcore_lab.load.workloads import workloads
 from eventcore_lab.stores import Address, PoolSettings, Store, stores
+from eventcore_lab.stores.wrapper import positions_drawn
 
 
 class Job(Struct, frozen=True, kw_only=True):
@@ -116,7 +118,12 @@ async def _work(job: Job, store: Store, lines: Lines) -> None:
         await drive(load, lines.stop)
     clock.close()
     lines.say("loaded", reason=lines.stop.reason, failures=lines.stop.failures, begun=recorder.begun)
-    journal.write(spool, job.worker, load.start_ns, {"offered": _offered(load, lines.stop, recorder)})
+    counts = {"offered": _offered(load, lines.stop, recorder)}
+    if job.worker == 0:
+        with suppress(StoreError):  # a server that is gone says nothing, and what was recorded is kept
+            drawn = await positions_drawn(store)
+            counts |= {} if drawn is None else {"positions drawn": drawn}
+    journal.write(spool, job.worker, load.start_ns, counts)
     if (await lines.heard())[0] == "verify":
         before = await prefix(store, start_ns=load.start_ns)
         count = await read_back(store, spool, prefixes=[before], start_ns=load.start_ns)

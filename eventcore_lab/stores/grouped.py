@@ -14,7 +14,14 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from eventcore_lab.clock import now_ns
-from eventcore_lab.events import AppendResult, OutcomeUnknown, StoreError, StreamId, StreamWrite
+from eventcore_lab.events import (
+    AppendResult,
+    OutcomeUnknown,
+    StoreError,
+    StreamId,
+    StreamWrite,
+    check_distinct,
+)
 from eventcore_lab.schema import Attempt, current_attempt
 from eventcore_lab.stores.protocol import Address, Driver, Place, PoolSettings, Store, stores
 from eventcore_lab.stores.wrapper import Wrapper
@@ -59,6 +66,8 @@ class Grouped(Wrapper):
         later leaves it to happen."""
         if self._is_closed:
             raise StoreError("the store is closed; nothing was written")
+        if len(writes) > 1:
+            check_distinct(writes)  # here, where it is the caller's own mistake, and not his group's
         if len(self._queue) >= self._queue_max or self._outside:
             await self._let_in()
         waiting = _Waiting(writes, asyncio.get_running_loop().create_future(), current_attempt.get())

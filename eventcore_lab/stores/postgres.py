@@ -70,6 +70,9 @@ _READ_ALL = f"""SELECT {_COLUMNS} FROM events
 _READ_ALL_SETTLED = f"""SELECT {_COLUMNS} FROM events
     WHERE position > $1 AND position <= $3 AND starts_with(stream_id, $4) AND ($5 = '' OR stream_id ~ $5)
     AND ($6::text[] = '{{}}' OR event_type = ANY($6)) ORDER BY position LIMIT $2"""
+_SEQUENCE = "SELECT pg_get_serial_sequence('events', 'position')"
+_DRAWN = """SELECT coalesce(last_value, 0) FROM pg_sequences
+    WHERE schemaname = current_schema() AND sequencename = 'events_position_seq'"""
 _LOAD_CHECKPOINT = "SELECT position FROM checkpoints WHERE name = $1"
 _SAVE_CHECKPOINT = (
     """INSERT INTO checkpoints VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET position = excluded.position"""
@@ -232,6 +235,13 @@ class Postgres:
 
     async def last_position(self) -> Position:
         return await self._using(self._horizon.advance)
+
+    async def positions_drawn(self) -> int | None:
+        """How far the sequence of positions has come; None where positions come from elsewhere (variants)."""
+        if not (await self._read(_SEQUENCE))[0][0]:
+            return None
+        drawn: int = (await self._read(_DRAWN))[0][0]
+        return drawn
 
     async def load_checkpoint(self, name: str) -> Position | None:
         rows = await self._read(_LOAD_CHECKPOINT, name)

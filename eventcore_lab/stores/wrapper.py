@@ -19,6 +19,16 @@ from eventcore_lab.events import (
 from eventcore_lab.stores.protocol import Lease, Store
 
 
+async def positions_drawn(store: Store) -> int | None:
+    """How many positions the store has given out, stored or not; None when it does not say. Only a store whose positions
+    come from a sequence has anything to say: its own method of this name."""
+    while isinstance(store, Wrapper):
+        store = store.inner
+    ask = getattr(store, "positions_drawn", None)
+    drawn: int | None = await ask() if ask is not None else None
+    return drawn
+
+
 class Wrapper:
     """Every call goes to `inner` as it is."""
 

@@ -18,7 +18,7 @@ import psutil
 import uvloop
 
 from eventcore_lab.clock import NS_PER_S, now_ns
-from eventcore_lab.events import ANY, NewEvent, StreamId, StreamWrite, new_event_id
+from eventcore_lab.events import ANY, NewEvent, StreamId, StreamWrite
 from eventcore_lab.experiment import Experiment, measure
 from eventcore_lab.lab.measures import Run
 from eventcore_lab.stores import PoolSettings, Store, stores, stream_all
@@ -238,15 +238,19 @@ def _batch(n: int, k: int) -> Sequence[StreamWrite]:
     return [StreamWrite(StreamId(f"test-{k}"), 0, tuple([NewEvent("TestHappened", DATA) for _ in range(n)]))]
 
 
+_THOUSAND = tuple([NewEvent("TestHappened", DATA) for _ in range(1000)])
+"""The application's events, made beforehand: making them is no part of either way to store them."""
+
+
 async def _appends_of_1000(store: Store) -> float:
-    return await _rate(1000, lambda k: store.append(_batch(1000, k)))
+    return await _rate(1000, lambda k: store.append([StreamWrite(StreamId(f"test-{k}"), 0, _THOUSAND)]))
 
 
 async def _copies_of_1000(connection: Any) -> float:
     columns = ["stream_id", "version", "event_id", "event_type", "data", "meta"]
 
     async def copy(k: int) -> None:
-        rows = [(f"test-{k}", n, new_event_id(), "TestHappened", DATA, b"") for n in range(1, 1001)]
+        rows = [(f"test-{k}", n, e.id, e.type, e.data, e.meta) for n, e in enumerate(_THOUSAND, 1)]
         await connection.copy_records_to_table("events", records=rows, columns=columns)
 
     return await _rate(1000, copy)
