@@ -295,6 +295,6 @@ def test_the_notebook_judges_the_safe_store_and_tells_of_the_other(
     out, err = capsys.readouterr()
     assert done.value.code == ExitCode.PASS, out + err
     [page] = tmp_path.glob("2*/index.html")
-    assert "postgres:none" in page.read_text() and "kept the promise" in out
+    assert "postgres:none" in page.read_text() and "Promised and kept" in out
     skipped = dict(Lab(lab).sql("SELECT store, skipped FROM readers JOIN runs USING (run_id)").iter_rows())
     assert skipped["postgres:hold_ms=5.0"] == 0 < skipped["postgres:none,hold_ms=5.0"]

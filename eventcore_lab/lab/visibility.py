@@ -3,6 +3,7 @@ order is judged by it; of the others it is told."""
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Sequence
 
@@ -12,15 +13,70 @@ import polars as pl
 from eventcore_lab.lab.measures import Run
 from eventcore_lab.lab.targets import Judgement, Targets, Verdict, judge
 from eventcore_lab.schema import SAFE_ORDER
+from eventcore_lab.spec import parse
 
 WRONGS = ("skipped", "repeated", "reordered")
 
 
 def compared(runs: Sequence[Run]) -> pl.DataFrame:
-    """One row per run: store, whether it promises a safe order, appends_per_s (operations; one append each), and over all
-    its readers the worst lag_p50_ms and lag_p99_ms (null: that many were never delivered), the sums of delivered, skipped,
-    repeated and reordered, and how many invariants were violated."""
-    return pl.DataFrame([_row(run) for run in runs], schema=_COLUMNS)
+    """One row per run: store (without the options that all runs share), whether it promises a safe order, appends_per_s
+    (operations; one append each), and over all its readers the worst lag_p50_ms and lag_p99_ms (null: that many were never
+    delivered), the sums of delivered, skipped, repeated and reordered, and how many invariants were violated."""
+    return pl.DataFrame([_row(run, name) for run, name in zip(runs, names(runs), strict=True)], schema=_COLUMNS)
+
+
+def names(runs: Sequence[Run]) -> list[str]:
+    """What tells the stores of `runs` apart: their specs without the options that are the same in all."""
+    specs = [parse(run.row["store"], "store") for run in runs]
+    shared = set.intersection(*(set(s.options) for s in specs)) if len(set(map(str, specs))) > 1 else set()
+    return [
+        str(msgspec.structs.replace(s, options=tuple(option for option in s.options if option not in shared)))
+        for s in specs
+    ]
+
+
+class Table:
+    """`compared` as people read it, in a notebook, a page and a terminal."""
+
+    _HEADS = (
+        ("store", "store"),
+        ("order promised", "promises_order"),
+        ("appends/s", "appends_per_s"),
+        ("lag p50, ms", "lag_p50_ms"),
+        ("lag p99, ms", "lag_p99_ms"),
+        ("delivered", "delivered"),
+        *((wrong, wrong) for wrong in WRONGS),
+        ("violated", "violated"),
+    )
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.frame = compared(runs)
+
+    def _cells(self) -> list[list[str]]:
+        rows = self.frame.iter_rows(named=True)
+        return [[_shown(column, row[column]) for _, column in self._HEADS] for row in rows]
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th scope='col'>{head}</th>" for head, _ in self._HEADS)
+        rows = ["".join(f"<td>{html.escape(cell)}</td>" for cell in cells[1:]) for cells in self._cells()]
+        firsts = [f"<th scope='row'>{html.escape(cells[0])}</th>" for cells in self._cells()]
+        body = "".join(f"<tr>{first}{row}</tr>" for first, row in zip(firsts, rows, strict=True))
+        return f"<table class='verdict'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    def __repr__(self) -> str:
+        lines = [[head for head, _ in self._HEADS], *self._cells()]
+        widths = [max(len(line[n]) for line in lines) for n in range(len(self._HEADS))]
+        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in lines)
+
+
+def _shown(column: str, value: bool | float | str | None) -> str:
+    if value is None:
+        return "never" if column.startswith("lag") else "not read back"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str):
+        return value
+    return f"{value:,.2f}" if column.startswith("lag") else f"{value:,.0f}"
 
 
 _COLUMNS = {
@@ -35,11 +91,11 @@ _COLUMNS = {
 }
 
 
-def _row(run: Run) -> dict[str, object]:
+def _row(run: Run, name: str) -> dict[str, object]:
     readers = run.readers
     sums = {name: _total(readers[name]) for name in ("delivered", *WRONGS)}
     return {
-        "store": run.row["store"],
+        "store": name,
         "promises_order": run.promises(SAFE_ORDER),
         "appends_per_s": run.figure("commands_per_second").estimate.value,
         "lag_p50_ms": _worst_ms(readers["lag_p50_ns"]),
@@ -61,31 +117,32 @@ def judged(runs: Sequence[Run]) -> Verdict:
     """The runs whose store promises a safe order, held to it and to their invariants. Inconclusive if there is none."""
     promising = [run for run in runs if run.promises(SAFE_ORDER)]
     kept = judge(Targets.of(name="invariants"), *promising).judgements if promising else ()
-    rows = [_judged(run, wrong) for run in promising for wrong in WRONGS]
+    named = dict(zip([run.run_id for run in runs], names(runs), strict=True))
+    rows = [_judged(run, named[run.run_id], wrong) for run in promising for wrong in WRONGS]
     verdict = Verdict("Readers beside writers", (*rows, *kept))
-    return msgspec.structs.replace(verdict, answer=_answer(verdict, promising))
+    return msgspec.structs.replace(verdict, answer=_answer(verdict, [named[run.run_id] for run in promising]))
 
 
-def _judged(run: Run, wrong: str) -> Judgement:
+def _judged(run: Run, store: str, wrong: str) -> Judgement:
     measured = _total(run.readers[wrong])
     status, reason = "pass", f"of {_total(run.readers['delivered']) or 0:,} delivered"
     if measured is None:
         status, reason = "inconclusive", "no reader was given anything, or the store was not read back"
     elif measured:
         status = "violated"
-    name, value = f"{run.row['store']}: {wrong}", math.nan if measured is None else float(measured)
+    name, value = f"{store}: {wrong}", math.nan if measured is None else float(measured)
     return Judgement("invariant", name, "= 0", value, math.nan, math.nan, "events", status, reason, run.run_id)
 
 
-def _answer(verdict: Verdict, promising: Sequence[Run]) -> str:
-    names = ", ".join(dict.fromkeys(run.row["store"] for run in promising))
-    if not promising:
+def _answer(verdict: Verdict, stores: Sequence[str]) -> str:
+    listed = ", ".join(dict.fromkeys(stores))
+    if not stores:
         return "No store here promises its readers a safe order, so there is nothing to hold it to."
     broken = [j for j in verdict.judgements if j.status == "violated"]
     if broken:
         return "Promised and not kept: " + "; ".join(f"{j.name} {j.shown} ({j.reason})" for j in broken[:3]) + "."
     if verdict.status == "inconclusive":
-        return f"Not settled for {names}: " + "; ".join(
+        return f"Not settled for {listed}: " + "; ".join(
             f"{j.name}, {j.reason}" for j in verdict.judgements if j.status == "inconclusive"
         )
-    return f"{names}: whoever promises its readers every event once and in order kept the promise."
+    return f"Promised and kept, every event once and in order: {listed}."
