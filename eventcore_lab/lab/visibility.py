@@ -40,11 +40,10 @@ class Table:
 
     _HEADS = (
         ("store", "store"),
-        ("order promised", "promises_order"),
+        ("safe order", "promises_order"),
         ("appends/s", "appends_per_s"),
         ("lag p50, ms", "lag_p50_ms"),
         ("lag p99, ms", "lag_p99_ms"),
-        ("delivered", "delivered"),
         *((wrong, wrong) for wrong in WRONGS),
         ("violated", "violated"),
     )
