@@ -43,7 +43,7 @@ from eventcore_lab.events import (
     new_event_id,
 )
 from eventcore_lab.stores.pool import Connection, Pool
-from eventcore_lab.stores.protocol import Lease, PoolSettings
+from eventcore_lab.stores.protocol import Lease, PoolSettings, one_by_one
 
 SCHEMA_SQL = files("eventcore_lab.stores").joinpath("sql/eventcore.sql").read_text()
 
@@ -123,13 +123,7 @@ class EventCore:
 
     async def append_many(self, requests: Sequence[Sequence[StreamWrite]]) -> list[AppendResult | StoreError]:
         """One after the other, each its own transaction: EventCore has nothing for several."""
-        return [await self._result(writes) for writes in requests]
-
-    async def _result(self, writes: Sequence[StreamWrite]) -> AppendResult | StoreError:
-        try:
-            return await self.append(writes)
-        except StoreError as error:
-            return error
+        return await one_by_one(self.append, requests)
 
     async def read_stream(self, stream: StreamId, from_version: int = 1, limit: int | None = None) -> StreamSlice:
         rows = await self._rows(_READ_STREAM, stream, from_version, limit)

@@ -6,7 +6,7 @@ in the process that runs the experiment, and *connects* to that place in whichev
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
@@ -91,6 +91,19 @@ class Store(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+async def one_by_one(
+    append: Callable[[Sequence[StreamWrite]], Awaitable[AppendResult]], requests: Sequence[Sequence[StreamWrite]]
+) -> list[AppendResult | StoreError]:
+    """`append_many` for a store that has nothing for several: each request an append of its own, one after the other."""
+    results: list[AppendResult | StoreError] = []
+    for writes in requests:
+        try:
+            results.append(await append(writes))
+        except StoreError as error:
+            results.append(error)
+    return results
 
 
 class PoolSettings(Struct, frozen=True, kw_only=True):

@@ -35,7 +35,7 @@ from eventcore_lab.events import (
     VersionConflict,
     check_distinct,
 )
-from eventcore_lab.stores.protocol import Lease
+from eventcore_lab.stores.protocol import Lease, one_by_one
 from eventcore_lab.stores.threads import Threads
 
 T = TypeVar("T")
@@ -152,13 +152,7 @@ class Recorders:
 
     async def append_many(self, requests: Sequence[Sequence[StreamWrite]]) -> list[AppendResult | StoreError]:
         """One after the other: the recorders have no call for several appends."""
-        return [await self._alone(writes) for writes in requests]
-
-    async def _alone(self, writes: Sequence[StreamWrite]) -> AppendResult | StoreError:
-        try:
-            return await self.append(writes)
-        except StoreError as error:
-            return error
+        return await one_by_one(self.append, requests)
 
     async def read_stream(self, stream: StreamId, from_version: int = 1, limit: int | None = None) -> StreamSlice:
         """As the protocol says; the events' position is 0, since select_events does not tell it."""
