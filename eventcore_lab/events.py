@@ -158,7 +158,12 @@ class Filter(Struct, frozen=True, dict=True):
 
     def __post_init__(self) -> None:
         if self.glob:
-            re.compile(self.regex)
+            try:
+                re.compile(self.regex)
+            except re.error as error:
+                raise ValueError(
+                    f"the pattern {self.glob!r} has a set of characters that is none: {error.msg}"
+                ) from None
 
     def matches(self, stream: str, event_type: str) -> bool:
         """Whether an event of `stream` is wanted."""
@@ -169,8 +174,12 @@ class Filter(Struct, frozen=True, dict=True):
     @cached_property
     def regex(self) -> str:
         """`glob` as a regular expression for the whole id, in the words that Python and PostgreSQL share; "" for none."""
-        parts, at = [], 0
+        parts: list[str] = []
+        at = 0
         for match in _GLOB_PART.finditer(self.glob):
+            if match.group() == "*" and parts and parts[-1] == ".*":
+                at = match.end()
+                continue
             if match.start() != at:
                 raise ValueError(f"the pattern {self.glob!r} has a [ or ] that nothing closes or opens")
             at = match.end()

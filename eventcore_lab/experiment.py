@@ -226,6 +226,14 @@ class _Run:
             series = stack.enter_context(closing(Series(self.folder)))
             place = await stack.enter_async_context(stores.make(self.experiment.store).provision())
             self._note_environment(place)
+            if (
+                not place.takes_appends
+                and not workloads.make(self.experiment.workload, seed=self.experiment.seed).only_reads
+            ):
+                raise StoreError(
+                    f"{self.experiment.store} is only to be read: choose a workload that reads (read_pages, "
+                    "read_streams), or add writes=true"
+                )
             worker = await stack.enter_async_context(self._working(place))
             followers = await stack.enter_async_context(Followers.spawned(self._follower_jobs(place), self._lock))
             await self._loaded(worker, followers, place, series)

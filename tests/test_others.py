@@ -32,7 +32,7 @@ from eventcore_lab.schema import Outcome
 from eventcore_lab.spec import UsageError
 from eventcore_lab.stores import PoolSettings, Store, chapter, eventcore, open_store, stores
 from eventcore_lab.stores.chapter import Chapter
-from eventcore_lab.stores.conformance import CLAIMS, Claim, NotKept, examined
+from eventcore_lab.stores.conformance import CLAIMS, Claim, NotKept, conformance, examined
 from eventcore_lab.stores.embedded import shared_server
 from eventcore_lab.stores.flavours import FLAVOURS
 from eventcore_lab.stores.memory import memory
@@ -407,6 +407,19 @@ async def test_an_existing_database_is_measured_by_reading_and_not_judged_for_wh
     assert found.figure("events_per_second").estimate.value > 0
     assert set(found.samples["outcome"]) == {int(Outcome.OK)}
     assert "violated" not in set(found.invariants["status"])
+    assert await _content(theirs) == before
+
+
+async def test_what_writes_is_refused_on_a_database_that_is_only_read(
+    theirs: asyncpg.Connection[Any], tmp_path: Path
+) -> None:
+    before = await _content(theirs)
+    e = Experiment(store=SPEC, workload="write_events", duration_s=0.2, warmup_s=0.1, connections=2)
+    with pytest.raises(StoreError, match="choose a workload that reads"):
+        await asyncio.to_thread(run, e, Lab(tmp_path / "lab.duckdb"), Quiet())
+    for spec in (SPEC, f"{SPEC},writes=true"):
+        with pytest.raises(UsageError, match="had events before"):
+            await conformance(stores.make(spec))
     assert await _content(theirs) == before
 
 

@@ -196,10 +196,16 @@ def test_a_store_that_keeps_everything_ends_with_0(capsys: pytest.CaptureFixture
 
 
 def test_a_broken_claim_ends_with_5_and_says_what_happened(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = conformance(capsys, "null", "--only", "very many")
+    mutant = "mutant(memory):ignored_expectation,every=2"
+    code, out, _ = conformance(capsys, mutant, "--only", "stale version")
     assert code == 5
-    assert "broken          an append of very many events is one append\n" in out and "was due" in out
-    assert out.endswith("null: 1 broken\n")
+    assert "broken          a stale version conflicts and names the actual one\n" in out and "was due" in out
+    assert out.endswith(f"{mutant}: 1 broken\n")
+
+
+def test_a_store_that_keeps_nothing_is_not_tried(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = conformance(capsys, "null")
+    assert code == 2 and "keeps nothing" in err
 
 
 def test_a_lacking_claim_is_shown_with_the_reason_and_one_kept_after_all_ends_with_1(

@@ -27,6 +27,7 @@ from eventcore_lab.schema import Attempt, current_attempt
 from eventcore_lab.spec import UsageError
 from eventcore_lab.stores import (
     PoolSettings,
+    Store,
     directories,
     open_store,
     servers,
@@ -313,3 +314,52 @@ def test_the_sql_is_part_of_the_package() -> None:
     import eventcore_lab.stores
 
     assert (Path(eventcore_lab.stores.__file__).parent / "sql" / "postgres.sql").is_file()
+
+
+async def test_a_tail_that_was_empty_is_never_told_with_a_version_that_came_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who folds a snapshot and an empty tail, and expects the version told, must not overwrite what came in between."""
+    async with open_store("postgres", PoolSettings.sized(2)) as store:
+        await store.append(write(A, ABSENT, 2))
+        read, is_first = store._read, [True]  # type: ignore[attr-defined]
+
+        async def read_and_be_overtaken(sql: str, *arguments: object) -> list[object]:
+            rows: list[object] = await read(sql, *arguments)
+            if is_first.pop() if is_first else False:
+                await store.append(write(A, 2))
+            return rows
+
+        monkeypatch.setattr(store, "_read", read_and_be_overtaken)
+        assert (await store.read_stream(A, 3)).version == 2
+
+
+async def test_a_database_with_another_default_of_isolation_changes_nothing() -> None:
+    """A check behind a lock must see what the lock's last holder committed."""
+    hand = await asyncpg.connect(shared_server().dsn)
+    await hand.execute("ALTER DATABASE postgres SET default_transaction_isolation = 'repeatable read'")
+    try:
+        async with open_store("postgres", PoolSettings.sized(1)) as store:
+            rows = await store._read("SELECT current_setting('transaction_isolation')")  # type: ignore[attr-defined]
+            assert rows[0][0] == "read committed"
+    finally:
+        await hand.execute("ALTER DATABASE postgres RESET default_transaction_isolation")
+        await hand.close()
+
+
+async def test_a_closed_store_takes_nothing_more_and_lets_nobody_wait() -> None:
+    async with open_store("postgres", PoolSettings.sized(1)) as store:
+        connection = await store._pool.acquire()  # type: ignore[attr-defined]
+        waiting = asyncio.ensure_future(store.append(write(A)))
+        await asyncio.sleep(0)
+        await store.close()
+        store._pool.release(connection)  # type: ignore[attr-defined]
+        for attempt in (waiting, store.append(write(B))):
+            with pytest.raises(StoreUnreachable, match="closed"):
+                await attempt
+
+
+async def test_one_append_that_is_misspelled_stops_many_before_any_is_written(store: Store) -> None:
+    with pytest.raises(ValueError, match="twice"):
+        await store.append_many([write(A), [*write(B), *write(B)], write(C)])
+    assert [s.version for s in await store.read_streams([A, B, C])] == [0, 0, 0]

@@ -112,6 +112,30 @@ async def test_a_reader_that_does_not_wait_loses_the_append_that_is_overtaken(va
     assert SAFE_ORDER in variants()[variant].lacks
 
 
+async def test_what_one_reader_learns_is_no_excuse_for_a_page_that_another_has_read_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two readers of one store object: while the first holds a page with a hole, the hole is filled and the second
+    learns that everything is settled."""
+    async with place_of("postgres") as (store, slow, _):
+        await store.append(write("first"))
+        filling = slow.transaction()
+        await filling.start()
+        await slow.fetchval(ONE, "slow", write("x")[0].events[0].id)
+        await store.append(write("fast"))
+        read, is_first = store._read, [True]  # type: ignore[attr-defined]
+
+        async def read_and_be_overtaken(sql: str, *arguments: object) -> list[object]:
+            rows: list[object] = await read(sql, *arguments)
+            if is_first.pop() if is_first else False:
+                await filling.commit()
+                assert await store.last_position() == 3
+            return rows
+
+        monkeypatch.setattr(store, "_read", read_and_be_overtaken)
+        assert [e.stream for e in await store.read_all(1, 10)] == ["slow", "fast"]
+
+
 async def past_the_xmax(variant: str) -> tuple[list[str], list[str]]:
     """The row above the hole belongs to an older transaction than the hole's: the snapshot's xmax is the hole's own id."""
     async with place_of(spec_of(variant)) as (store, older, younger):

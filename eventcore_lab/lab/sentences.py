@@ -146,18 +146,17 @@ def cost_of_order(runs: Sequence[Run]) -> Sentence:
 
 
 def lag(runs: Sequence[Run]) -> Sentence:
-    """How late readers are, from the store whose readers are soonest to the one whose readers are latest."""
-    rows = visibility.compared(runs).filter(pl.col("lag_p50_ms").is_not_null()).sort("lag_p50_ms")
+    """How late readers are that got everything, from the store whose readers are soonest to that whose are latest."""
+    is_whole = pl.col("lag_p99_ms").is_not_null() & (pl.col("skipped") == 0)
+    rows = visibility.compared(runs).filter(is_whole).sort("lag_p50_ms")
     if not len(rows):
-        return Sentence("Reader lag was not measured.")
+        return Sentence("No reader got everything, so there is no lag to compare.")
 
     def said(row: dict[str, float | str | None]) -> str:
-        p99 = row["lag_p99_ms"]
-        tail = "never, for more than 1 %" if p99 is None else f"{p99:,.2f} ms at p99"
-        return f"{row['store']} {row['lag_p50_ms']:,.2f} ms in the median, {tail}"
+        return f"{row['store']} {row['lag_p50_ms']:,.2f} ms in the median, {row['lag_p99_ms']:,.2f} ms at p99"
 
     first, last = rows.row(0, named=True), rows.row(-1, named=True)
-    text = f"**From acknowledgement to the reader: {said(first)}**"
+    text = f"**From acknowledgement to a reader that got everything: {said(first)}**"
     return Sentence(text + (f"; the latest, {said(last)}." if len(rows) > 1 else "."))
 
 

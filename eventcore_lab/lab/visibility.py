@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import polars as pl
@@ -119,7 +119,18 @@ def judged(runs: Sequence[Run]) -> Verdict:
     named = dict(zip([run.run_id for run in runs], names(runs), strict=True))
     rows = [_judged(run, named[run.run_id], wrong) for run in promising for wrong in WRONGS]
     verdict = Verdict("Readers beside writers", (*rows, *kept))
-    return msgspec.structs.replace(verdict, answer=_answer(verdict, [named[run.run_id] for run in promising]))
+    answer = _answer(verdict, [named[run.run_id] for run in promising]) + _not_judged(runs, named)
+    return msgspec.structs.replace(verdict, answer=answer)
+
+
+def _not_judged(runs: Sequence[Run], named: Mapping[str, str]) -> str:
+    """The stores that promise no order, with what their readers missed."""
+    missed: dict[str, int] = {}
+    for run in runs:
+        if not run.promises(SAFE_ORDER):
+            missed[named[run.run_id]] = missed.get(named[run.run_id], 0) + (_total(run.readers["skipped"]) or 0)
+    listed = ", ".join(f"{store} (skipped {count:,})" for store, count in missed.items())
+    return f" Not judged, for they promise no order: {listed}." if missed else ""
 
 
 def _judged(run: Run, store: str, wrong: str) -> Judgement:

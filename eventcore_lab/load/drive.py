@@ -213,19 +213,19 @@ class _Backlog:
         if self._stop.is_set:
             self.end()
         if self._waiting:
-            self._tell_of_space()
+            self.tell_of_space()
             return self._waiting.popleft()
         if self._is_over:
             return None
         consumer: asyncio.Future[_Arrival | None] = asyncio.get_running_loop().create_future()
         self._idle.append(consumer)
-        self._tell_of_space()
+        self.tell_of_space()
         return await consumer
 
     def end(self) -> None:
         """No more arrivals. After a stop those that wait are recorded as dropped instead of started."""
         self._is_over = True
-        self._tell_of_space()
+        self.tell_of_space()
         while self._is_handed_over(None):
             pass
         while self._stop.is_set and self._waiting:
@@ -239,7 +239,7 @@ class _Backlog:
                 return True
         return False
 
-    def _tell_of_space(self) -> None:
+    def tell_of_space(self) -> None:
         if self._space is not None and not self._space.done():
             self._space.set_result(None)
 
@@ -282,6 +282,9 @@ async def _dispatcher(load: Load, stop: Stop, backlog: _Backlog) -> None:
 
 async def _consumer(load: Load, stop: Stop, backlog: _Backlog) -> None:
     perform_one = _performer(load, stop)
-    while (arrival := await backlog.take()) is not None:
-        k, due_ns, offered_ns = arrival
-        await perform_one(k, load.prepare(k), due_ns, offered_ns)
+    try:
+        while (arrival := await backlog.take()) is not None:
+            k, due_ns, offered_ns = arrival
+            await perform_one(k, load.prepare(k), due_ns, offered_ns)
+    finally:
+        backlog.tell_of_space()  # one that broke will not take again, and the dispatcher must not wait for it

@@ -19,9 +19,12 @@ FIRST_EVENTS_MAX = 100_000
 class Workload(Protocol):
     """`prepare` makes operation k before its time is taken; `start` gives what performs a prepared one on a store.
 
-    Performing returns the number of events written, or read by a workload that reads, and raises what the store raises.
+    `only_reads`: it can be put on a store that is not to be written to. Performing returns the number of events written,
+    or read by a workload that reads, and raises what the store raises.
     """
 
+    @property
+    def only_reads(self) -> bool: ...
     def prepare(self, k: int) -> Any: ...
     def start(self, store: Store) -> Performer: ...
 
@@ -48,6 +51,8 @@ class CreateUsers:
     """The chapter's `command_execution` benchmark, with a new user each time, so that what is measured is creation and
     not the rejection of somebody who exists."""
 
+    only_reads = False
+
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
@@ -66,6 +71,8 @@ class CreateUsers:
 
 class WriteEvents:
     """The chapter's `event_store` benchmark: one append of `batch` events over `streams` streams nobody has written."""
+
+    only_reads = False
 
     def __init__(self, seed: int, batch: int, streams: int, payload_bytes: int) -> None:
         self._seed, self._batch, self._streams = seed, batch, streams
@@ -94,6 +101,8 @@ class WriteEvents:
 class ReadPages:
     """Pages of everything, each behind a position that chance picks between the first and the last there were."""
 
+    only_reads = True
+
     def __init__(self, seed: int, limit: int) -> None:
         self._seed, self._limit = seed, limit
 
@@ -115,6 +124,8 @@ class ReadPages:
 
 class ReadStreams:
     """Whole streams, picked by chance among the first that the store has."""
+
+    only_reads = True
 
     def __init__(self, seed: int, streams: int) -> None:
         self._seed, self._streams = seed, streams

@@ -132,7 +132,10 @@ class EventCore:
             return StreamSlice(stream, events[-1].version, events)
         if from_version <= 1 and not events and limit != 0:
             return StreamSlice(stream, 0)
-        return StreamSlice(stream, (await self._rows(_HEAD, stream))[0][0], events)
+        head: int = (await self._rows(_HEAD, stream))[0][0]
+        if not events and limit != 0:  # what has come since the first statement was not read, so it is not told either
+            head = min(head, from_version - 1)
+        return StreamSlice(stream, head, events)
 
     async def read_streams(self, streams: Sequence[StreamId]) -> list[StreamSlice]:
         """One after the other, as EventCore's commands do."""

@@ -44,8 +44,8 @@ _LACKS = {
 }
 _TORN = {"several streams are read as of one instant": "select_events reads one stream, each call for itself"}
 _UNORDERED = {
-    "a reader beside writers sees each event once and in order": "its database function takes no table lock, so that ids "
-    "drawn early are committed late, behind a reader that has gone on"
+    "a reader beside writers sees each event once and in order": "sometimes: its database function takes no table "
+    "lock, so that ids drawn early are committed late, behind a reader that has gone on"
 }
 
 

@@ -12,6 +12,8 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from contextvars import Context
+from typing import Any
 
 from eventcore_lab.clock import now_ns
 from eventcore_lab.events import (
@@ -29,6 +31,9 @@ from eventcore_lab.stores.wrapper import Wrapper
 CLOSE_TIMEOUT_S = 30.0
 _LOOK_AHEAD = 200
 """How many appends that must wait for their stream are stepped over in search of others: bounds the work per group."""
+
+
+_NOBODYS = Context()
 
 
 class _Waiting:
@@ -57,6 +62,7 @@ class Grouped(Wrapper):
         self._groups: set[asyncio.Task[None]] = set()
         self._under_way = 0
         self._carried = 0
+        self._entering = 0
         self._taken: set[StreamId] = set()
         self._is_departure_due = False
         self._is_closed = False
@@ -65,10 +71,10 @@ class Grouped(Wrapper):
         """As the inner store's. A caller that is cancelled while its append waits takes it along; one that is cancelled
         later leaves it to happen."""
         if self._is_closed:
-            raise StoreError("the store is closed; nothing was written")
+            raise _closed()
         if len(writes) > 1:
             check_distinct(writes)  # here, where it is the caller's own mistake, and not his group's
-        if len(self._queue) >= self._queue_max or self._outside:
+        if len(self._queue) + self._entering >= self._queue_max or self._outside:
             await self._let_in()
         waiting = _Waiting(writes, asyncio.get_running_loop().create_future(), current_attempt.get())
         self._queue.append(waiting)
@@ -77,6 +83,8 @@ class Grouped(Wrapper):
 
     async def append_many(self, requests: Sequence[Sequence[StreamWrite]]) -> list[AppendResult | StoreError]:
         """Each request on its way like an append of its own."""
+        for request in requests:
+            check_distinct(request)
         results = await asyncio.gather(*(self.append(request) for request in requests), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, StoreError):
@@ -91,22 +99,29 @@ class Grouped(Wrapper):
             await place
         except asyncio.CancelledError:
             if place.done() and not place.cancelled():
+                self._entering -= 1
                 self._make_room()
             raise
+        self._entering -= 1
+        if self._is_closed:
+            raise _closed()
 
     def _make_room(self) -> None:
-        free = self._queue_max - len(self._queue)
-        while self._outside and free > 0:
+        while self._outside and len(self._queue) + self._entering < self._queue_max:
             place = self._outside.popleft()
             if not place.done():
+                self._entering += 1
                 place.set_result(None)
-                free -= 1
 
     def _depart_soon(self) -> None:
         """Not at once: the callers that a group has just answered ask again in this turn of the loop, and belong together."""
         if not self._is_departure_due and self._under_way < self._in_flight:
             self._is_departure_due = True
-            asyncio.get_running_loop().call_soon(self._depart)
+            self._soon()
+
+    def _soon(self) -> None:
+        # In nobody's context: a group is not part of the operation of whoever happened to set it off.
+        asyncio.get_running_loop().call_soon(self._depart, context=_NOBODYS)
 
     def _depart(self) -> None:
         self._is_departure_due = False
@@ -169,11 +184,14 @@ class Grouped(Wrapper):
             else:
                 waiting.answer.set_exception(result)
         # Behind those who have just been answered, so that what they ask now departs together.
-        asyncio.get_running_loop().call_soon(self._depart)
+        self._soon()
 
     async def _appended(self, group: list[_Waiting]) -> Sequence[AppendResult | Exception]:
         if len(group) > 1:
-            return await self.inner.append_many([waiting.request for waiting in group])
+            results = await self.inner.append_many([waiting.request for waiting in group])
+            if len(results) != len(group):
+                return [OutcomeUnknown(f"{len(results)} answers came to {len(group)} appends")] * len(group)
+            return results
         try:
             return [await self.inner.append(group[0].request)]
         except Exception as error:
@@ -188,10 +206,26 @@ class Grouped(Wrapper):
                     self._depart()
                     await asyncio.gather(*self._groups, return_exceptions=True)
         except TimeoutError:
-            for waiting in self._queue:
-                if not waiting.answer.done():
-                    waiting.answer.set_exception(StoreError("the store was closed; nothing was written"))
+            self._give_up()
         await self.inner.close()
+
+    def _give_up(self) -> None:
+        """Tell everybody who still waits that it is over."""
+        for waiting in self._queue:
+            _refused(waiting.answer)
+        for place in self._outside:
+            _refused(place)
+        self._queue.clear()
+        self._outside.clear()
+
+
+def _refused(future: asyncio.Future[Any]) -> None:
+    if not future.done():
+        future.set_exception(_closed())
+
+
+def _closed() -> StoreError:
+    return StoreError("the store is closed; nothing was written")
 
 
 class _GroupedDriver:

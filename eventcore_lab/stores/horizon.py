@@ -24,10 +24,14 @@ _RUNNING = """SELECT pg_snapshot_xmin(s)::text::bigint, pg_snapshot_xmax(s)::tex
 
 
 class Horizon(Protocol):
-    """One per store object; asked before every page."""
+    """One per store object, shared by all its readers. `settled`: the highest position known to be settled."""
 
-    def covers(self, after: Position, first: Position, last: Position, count: int) -> bool:
-        """Whether a page of `count` rows, `first` to `last`, read behind `after`, may be delivered without asking further."""
+    settled: Position
+
+    def covers(self, known: Position, after: Position, last: Position, count: int) -> bool:
+        """Whether a page of `count` rows up to `last`, read behind `after`, may be delivered without asking further.
+        `known` is what was `settled` *before* the page was asked for: what another reader has learned since then, this
+        page may not have seen."""
         ...
 
     async def advance(self, connection: Connection) -> Position:
@@ -39,7 +43,9 @@ class Open:
     """None at all: what is visible is delivered. Right where positions become visible in their order (a lock or a counter
     held until the commit), and loses events everywhere else."""
 
-    def covers(self, after: Position, first: Position, last: Position, count: int) -> bool:
+    settled: Position = 0
+
+    def covers(self, known: Position, after: Position, last: Position, count: int) -> bool:
         return True
 
     async def advance(self, connection: Connection) -> Position:
@@ -50,7 +56,9 @@ class Open:
 class Asked:
     """The server says it, in a function `settled()` of the schema: an oldest transaction, a barrier."""
 
-    def covers(self, after: Position, first: Position, last: Position, count: int) -> bool:
+    settled: Position = 0
+
+    def covers(self, known: Position, after: Position, last: Position, count: int) -> bool:
         return False
 
     async def advance(self, connection: Connection) -> Position:
@@ -64,31 +72,27 @@ class _Contiguous:
     _COUNT_AT_MOST = 10_000
 
     def __init__(self) -> None:
-        self._settled: Position = 0
+        self.settled: Position = 0
 
-    def covers(self, after: Position, first: Position, last: Position, count: int) -> bool:
-        if last <= self._settled:
+    def covers(self, known: Position, after: Position, last: Position, count: int) -> bool:
+        if last - after == count:  # no hole in it
+            if after <= self.settled:
+                self.settled = max(self.settled, last)
             return True
-        if after <= self._settled and first <= self._settled:
-            return False  # reaches across; rare, and the way through `advance` answers it
-        if last - after != count:
-            return False
-        if after <= self._settled:
-            self._settled = last
-        return True
+        return last <= known
 
     async def _contiguous_to(self, connection: Connection, top: Position) -> Position:
         """The last position before the first hole above what is settled."""
-        position: int = (await connection.fetch(_FIRST_HOLE, self._settled, top))[0][0]
+        position: int = (await connection.fetch(_FIRST_HOLE, self.settled, top))[0][0]
         return position
 
     async def _run(self, connection: Connection) -> tuple[Position, bool]:
         """The highest position, and whether everything up to it is there."""
         top: int = (await connection.fetch(_TOP))[0][0]
-        if top - self._settled > self._COUNT_AT_MOST:
+        if top - self.settled > self._COUNT_AT_MOST:
             return top, False
-        self._settled = max(self._settled, await self._contiguous_to(connection, top))
-        return top, self._settled >= top
+        self.settled = max(self.settled, await self._contiguous_to(connection, top))
+        return top, self.settled >= top
 
 
 class Fence(_Contiguous):
@@ -110,18 +114,18 @@ class Fence(_Contiguous):
         top, is_whole = await self._run(connection)
         if is_whole:
             self._fence = None
-            return self._settled
+            return self.settled
         if self._fence is None:
             self._fence = ((await connection.fetch(self._take))[0][0], top)
         fence, fenced_top = self._fence
         oldest, newest = (await connection.fetch(_RUNNING))[0]
         if oldest >= fence:
-            self._settled, self._fence = max(self._settled, fenced_top), None
+            self.settled, self._fence = max(self.settled, fenced_top), None
         elif newest < fence:  # ids went back: the server crashed, and hands out again those that wrote nothing
             self._fence = None
         else:
             self.waits += 1
-        return self._settled
+        return self.settled
 
 
 class Patience(_Contiguous):
@@ -140,5 +144,5 @@ class Patience(_Contiguous):
         elif self._seen_ns is None:
             self._seen_ns = (now_ns(), top)
         elif now_ns() - self._seen_ns[0] > self._gap_ns:
-            self._settled, self._seen_ns = max(self._settled, self._seen_ns[1]), None
-        return self._settled
+            self.settled, self._seen_ns = max(self.settled, self._seen_ns[1]), None
+        return self.settled

@@ -40,6 +40,8 @@ class Memory:
         return self._append(writes)
 
     async def append_many(self, requests: Sequence[Sequence[StreamWrite]]) -> list[AppendResult | StoreError]:
+        for writes in requests:
+            check_distinct(writes)
         return [self._try(writes) for writes in requests]
 
     def _try(self, writes: Sequence[StreamWrite]) -> AppendResult | StoreError:

@@ -53,7 +53,12 @@ class Pool:
         self, dsn: str, schema: str, settings: PoolSettings, server_settings: Mapping[str, str] | None = None
     ) -> None:
         self._dsn, self._settings = dsn, settings
-        self._server_settings = {"application_name": settings.application_name, **(server_settings or {})}
+        self._server_settings = {
+            "application_name": settings.application_name,
+            # Checks behind a lock rely on it, and a database may have another default.
+            "default_transaction_isolation": "read committed",
+            **(server_settings or {}),
+        }
         if schema:
             self._server_settings["search_path"] = schema
         self._idle: list[Connection] = []
@@ -65,12 +70,22 @@ class Pool:
 
     async def warm(self) -> None:
         """Open `min_connections` now."""
-        opened = [await self.acquire() for _ in range(self._settings.min_connections)]
-        for connection in opened:
-            self.release(connection)
+        opened: list[Connection] = []
+        try:
+            while len(opened) < self._settings.min_connections:
+                opened.append(await self.acquire())
+        finally:
+            for connection in opened:
+                self.release(connection)
+
+    @property
+    def command_timeout_s(self) -> float:
+        return self._settings.command_timeout_s
 
     async def acquire(self) -> Connection:
-        """A connection of one's own until `release`. Raises StoreUnreachable when none can be had in time."""
+        """A connection of one's own until `release`. Raises StoreUnreachable when none can be had in time, or any more."""
+        if self._is_closed:
+            raise _closed()
         connection = self.take()
         if connection is None:
             if self._open < self._settings.max_connections:
@@ -174,7 +189,7 @@ class Pool:
         """Handed something and cancelled in the same moment: what was handed must not be lost."""
         if waiter in self._waiters:
             self._waiters.remove(waiter)
-        if waiter.done() and not waiter.cancelled():
+        if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
             handed = waiter.result()
             if handed is None:
                 self._free_place()
@@ -208,8 +223,12 @@ class Pool:
     async def close(self) -> None:
         """End idle connections politely, within 5 s; the others end when they are given back."""
         self._is_closed = True
-        if self._watch is not None:
+        if self._watch is not None and not self._busy:
             self._watch.cancel()
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_exception(_closed())
         idle, self._idle = self._idle, []
         self._open -= len(idle)
         for connection in idle:
@@ -217,6 +236,10 @@ class Pool:
                 await connection.raw.close(timeout=5)
             except Exception:  # the server may be gone, and closing is all that is wanted
                 connection.raw.terminate()
+
+
+def _closed() -> StoreUnreachable:
+    return StoreUnreachable("the store is closed; nothing was sent")
 
 
 def explained(error: Exception) -> str:

@@ -6,6 +6,7 @@ drawn before its transaction commits: horizon.py says up to where everything is 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -48,8 +49,11 @@ _APPEND_FEW = "SELECT heads, last_position FROM append_few($1, $2, $3, $4, $5, $
 _APPEND_EACH = "SELECT heads, positions FROM append_each($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
 _APPEND_ONES = "SELECT heads, positions FROM append_ones($1, $2, $3, $4, $5, $6)"
 _APPEND_IN_TURN = "SELECT heads, positions FROM append_in_turn($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
-EVENTS_PER_STATEMENT = 5_000
-"""More events than this in one `append_many` go in several statements; one append is never split."""
+STATEMENT_MAX = (5_000, 1_000, 64_000_000)
+"""Events, streams (each takes a lock of the server's table) and bytes in one statement of `append_many`; what is more
+goes in several. One append is never split."""
+BYTES_MAX = 1_000_000_000
+"""PostgreSQL takes messages of less than 1 GiB."""
 _UNANSWERED = StoreError("the store gave no answer")
 FEW_EVENTS = 16
 """Up to so many events on several streams are appended in loops, more by plans over arrays."""
@@ -84,6 +88,10 @@ _SAVE_SNAPSHOT = """INSERT INTO snapshots AS s VALUES ($1, $2, $3)
                       WHERE seen.version::bigint > coalesce((excluded.versions ->> seen.stream)::bigint, 0))
     RETURNING 1"""
 _TRY_LEAD = "SELECT pg_try_advisory_lock(hashtextextended(current_schema() || '/' || $1, 1))"
+
+
+class _TooMuch(StoreError):
+    """The server has not enough of something for all of it; a part may do."""
 
 
 class Postgres:
@@ -135,7 +143,9 @@ class Postgres:
         return AppendResult(tuple([head + len(w.events) for w, head in found]), position)
 
     async def append_many(self, requests: Sequence[Sequence[StreamWrite]]) -> list[AppendResult | StoreError]:
-        """One round trip and one commit for all of them, up to EVENTS_PER_STATEMENT."""
+        """One round trip and one commit for all of them, up to STATEMENT_MAX."""
+        for request in requests:
+            check_distinct(request)
         results: list[AppendResult | StoreError] = []
         for part in _parts(requests):
             results += await self._append_part(part)
@@ -147,7 +157,7 @@ class Postgres:
                 return await self._append_ones([request[0] for request in requests])
             sql = _APPEND_IN_TURN if _share_streams(requests) else _APPEND_EACH
             return await self._answered(sql, requests)
-        except EventRejected as error:  # one of them, and nothing was written: the others must not suffer
+        except (EventRejected, _TooMuch) as error:  # of nothing was anything written, and the others must not suffer
             if len(requests) == 1:
                 return [error]
             half = len(requests) // 2
@@ -200,6 +210,9 @@ class Postgres:
         except _LOST as error:
             why = "no answer in time" if connection.is_overdue else f"the connection was lost: {error}"
             raise OutcomeUnknown(f"an append may or may not have happened, {why}") from None
+        except asyncpg.OutOfMemoryError as error:  # too many locks at once, say
+            is_usable = True
+            raise _TooMuch(f"{type(error).__name__}: {error}") from None
         except asyncpg.PostgresError as error:  # the server said no: nothing of it was committed
             is_usable = True
             raise StoreError(f"{type(error).__name__}: {error}") from None
@@ -215,7 +228,10 @@ class Postgres:
             return StreamSlice(stream, events[-1].version, events)
         if from_version <= 1 and not events and limit != 0:
             return StreamSlice(stream, 0)
-        return StreamSlice(stream, (await self._read(_HEAD, stream))[0][0], events)
+        head: int = (await self._read(_HEAD, stream))[0][0]
+        if not events and limit != 0:  # what has come since the first statement was not read, so it is not told either
+            head = min(head, from_version - 1)
+        return StreamSlice(stream, head, events)
 
     async def read_streams(self, streams: Sequence[StreamId]) -> list[StreamSlice]:
         found: dict[str, list[StoredEvent]] = {stream: [] for stream in streams}
@@ -225,8 +241,9 @@ class Postgres:
 
     async def read_all(self, after: Position = 0, limit: int = 1000, where: Filter = EVERYTHING) -> list[StoredEvent]:
         if where == EVERYTHING:
+            known = self._horizon.settled
             rows = await self._read(_READ_ALL, after, limit)
-            if not rows or self._horizon.covers(after, rows[0][0], rows[-1][0], len(rows)):
+            if not rows or self._horizon.covers(known, after, rows[-1][0], len(rows)):
                 return [StoredEvent(*row) for row in rows]
         settled = await self._using(self._horizon.advance)
         pattern = f"^(?:{where.regex})$" if where.glob else ""
@@ -261,10 +278,18 @@ class Postgres:
     async def try_lead(self, name: str) -> Lease | None:
         """The lease is a session lock on a connection of its own: it ends with the connection, whatever happens to us."""
         connection = await self._pool.connect()
-        if (await connection.fetch(_TRY_LEAD, name))[0][0]:
-            return _Lease(connection)
-        await connection.raw.close(timeout=5)
-        return None
+        try:
+            async with asyncio.timeout(self._pool.command_timeout_s):
+                if (await connection.fetch(_TRY_LEAD, name))[0][0]:
+                    return _Lease(connection)
+                await connection.raw.close(timeout=5)
+                return None
+        except (asyncpg.PostgresError, *_LOST, OSError, TimeoutError) as error:
+            connection.raw.terminate()
+            raise StoreError(f"the lease {name!r} could not be asked for: {error or 'no answer in time'}") from None
+        except BaseException:
+            connection.raw.terminate()
+            raise
 
     async def _read(self, sql: str, *arguments: Any) -> list[Any]:
         return await self._using(lambda connection: connection.fetch(sql, *arguments))
@@ -309,16 +334,23 @@ def _columns(events: Sequence[Any]) -> tuple[list[Any], list[str], list[bytes], 
 
 
 def _parts(requests: Sequence[Sequence[StreamWrite]]) -> Iterator[Sequence[Sequence[StreamWrite]]]:
-    """Runs of requests with at most EVENTS_PER_STATEMENT events in all, or a single request."""
-    first = events = 0
+    """Runs of requests within the bounds of one statement, or a single request, which is never split."""
+    first = 0
+    total = (0, 0, 0)
     for n, request in enumerate(requests):
-        size = sum([len(write.events) for write in request])
-        if n > first and events + size > EVENTS_PER_STATEMENT:
+        size = _size(request)
+        if n > first and any(t + s > most for t, s, most in zip(total, size, STATEMENT_MAX, strict=True)):
             yield requests[first:n]
-            first, events = n, 0
-        events += size
+            first, total = n, (0, 0, 0)
+        total = (total[0] + size[0], total[1] + size[1], total[2] + size[2])
     if requests:
         yield requests[first:]
+
+
+def _size(request: Sequence[StreamWrite]) -> tuple[int, int, int]:
+    """Its events, its streams, its bytes."""
+    events = sum([len(write.events) for write in request])
+    return events, len(request), sum([len(e.data) + len(e.meta) for write in request for e in write.events])
 
 
 def _are_ones(requests: Sequence[Sequence[StreamWrite]]) -> bool:
@@ -329,10 +361,7 @@ def _are_ones(requests: Sequence[Sequence[StreamWrite]]) -> bool:
 
 
 def _share_streams(requests: Sequence[Sequence[StreamWrite]]) -> bool:
-    """Whether any stream is named twice; ValueError if it is so within one request. Few requests count as if."""
-    for request in requests:
-        if len(request) > 1:
-            check_distinct(request)
+    """Whether any stream is named twice. Few requests count as if."""
     streams = [write.stream for request in requests for write in request]
     return len(set(streams)) != len(streams) or sum([len(w.events) for r in requests for w in r]) < MANY_REQUESTS
 

@@ -26,6 +26,7 @@ from eventcore_lab.events import (
     StreamId,
     StreamSlice,
     StreamWrite,
+    check_distinct,
 )
 from eventcore_lab.spec import Registry, UsageError, first_line, options_of
 
@@ -97,6 +98,8 @@ async def one_by_one(
     append: Callable[[Sequence[StreamWrite]], Awaitable[AppendResult]], requests: Sequence[Sequence[StreamWrite]]
 ) -> list[AppendResult | StoreError]:
     """`append_many` for a store that has nothing for several: each request an append of its own, one after the other."""
+    for writes in requests:
+        check_distinct(writes)
     results: list[AppendResult | StoreError] = []
     for writes in requests:
         try:
@@ -151,13 +154,15 @@ class Address(Struct, frozen=True):
 @dataclass(frozen=True)
 class Place:
     """A provisioned store: its address, and the facts recorded with every run on it (never a password). `is_new`: nothing
-    was in it before; a place that is not is never read back whole, for what others wrote is not ours to judge."""
+    was in it before; a place that is not is never read back whole, for what others wrote is not ours to judge.
+    `takes_appends`: False where the store is only to be read."""
 
     address: Address
     durability: str
     server: str = ""
     keeps_events: bool = True
     is_new: bool = True
+    takes_appends: bool = True
     facts: Mapping[str, str] = field(default_factory=dict)
     server_pids: Callable[[], list[int]] = list
 

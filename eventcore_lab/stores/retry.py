@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from eventcore_lab.clock import sleep_s
 from eventcore_lab.events import (
     AppendResult,
     OutcomeUnknown,
@@ -18,6 +19,9 @@ from eventcore_lab.stores.protocol import Store
 from eventcore_lab.stores.reading import stream_events
 
 TRIES_MAX = 5
+PINS_MAX = 100
+"""How often somebody else may get before an append with ANY, in all its tries together."""
+FIRST_WAIT_S = 0.01
 
 
 async def find(store: Store, writes: Sequence[StreamWrite]) -> AppendResult | None:
@@ -28,7 +32,7 @@ async def find(store: Store, writes: Sequence[StreamWrite]) -> AppendResult | No
     written = [write for write in writes if write.events]
     if not written:
         return None
-    first = written[0]
+    first = next((write for write in written if write.expected >= 0), written[0])
     position, found = await _place(store, first)
     if not found:
         return None
@@ -66,26 +70,57 @@ async def _seen(store: Store, write: StreamWrite) -> int:
 async def append_once(store: Store, writes: Sequence[StreamWrite], tries_max: int = TRIES_MAX) -> AppendResult:
     """Append, and after an unknown outcome look and try again, so that the events are stored at most once.
 
-    The lost attempt may still be under way while we look. A second attempt therefore never says ANY: it expects the
-    version seen *before* looking, so that of the two only one can be stored, and the other one conflicts.
-    Raises VersionConflict for a conflict that is not our own doing, OutcomeUnknown when the tries are used up.
+    A lost attempt may still be under way while we look, and while the next one runs. So no two attempts may both be able
+    to succeed: at least one stream that gets events is expected at an exact version. Where the caller says ANY
+    everywhere, the first such stream is read before, and expected where it was; should somebody else move it meanwhile,
+    that is no conflict of the caller's, and it is read again.
+
+    Raises VersionConflict for a conflict that is not our own doing. Once an outcome was unknown, whatever else goes wrong
+    raises OutcomeUnknown.
     """
-    attempt, tries = writes, 0
-    while True:
-        tries += 1
+    lost: list[Sequence[StreamWrite]] = []
+    pin = _to_pin(writes)
+    for _ in range(tries_max if pin is None else tries_max + PINS_MAX):
         try:
-            return await store.append(attempt)
-        except OutcomeUnknown:
-            if tries >= tries_max:
+            attempt = writes if pin is None else await _pinned(store, writes, pin)
+            try:
+                return await store.append(attempt)
+            except OutcomeUnknown:
+                lost.append(attempt)
+                if len(lost) >= tries_max:
+                    raise
+                await sleep_s(FIRST_WAIT_S * 2 ** len(lost))
+            except VersionConflict as conflict:
+                if pin is None or conflict.stream != writes[pin].stream:
+                    return await _found(store, lost) or _raised(conflict)
+            if (found := await _found(store, lost)) is not None:
+                return found
+        except StoreError as error:
+            if not lost or isinstance(error, VersionConflict | OutcomeUnknown):
                 raise
-        except VersionConflict:
-            if tries == 1 or tries >= tries_max:
-                raise
-        heads = [(await store.read_stream(write.stream, 1, 0)).version for write in writes]
-        if (found := await find(store, writes)) is not None:
+            raise OutcomeUnknown(
+                f"an append may or may not have happened, and cannot be looked for: {error}"
+            ) from error
+    raise OutcomeUnknown(f"not settled in all tries: others append to {writes[pin or 0].stream!r} all the time")
+
+
+async def _found(store: Store, lost: Sequence[Sequence[StreamWrite]]) -> AppendResult | None:
+    for attempt in lost:
+        if (found := await find(store, attempt)) is not None:
             return found
-        attempt = [_pinned(write, head) for write, head in zip(writes, heads, strict=True)]
+    return None
 
 
-def _pinned(write: StreamWrite, head: int) -> StreamWrite:
-    return write if write.expected >= 0 or not write.events else msgspec.structs.replace(write, expected=head)
+def _raised(error: Exception) -> AppendResult:
+    raise error
+
+
+def _to_pin(writes: Sequence[StreamWrite]) -> int | None:
+    """Which write must be given an exact expectation; None when one that has events has it already, or none has events."""
+    written = [n for n, write in enumerate(writes) if write.events]
+    return None if not written or any(writes[n].expected >= 0 for n in written) else written[0]
+
+
+async def _pinned(store: Store, writes: Sequence[StreamWrite], pin: int) -> Sequence[StreamWrite]:
+    head = (await store.read_stream(writes[pin].stream, 1, 0)).version
+    return [msgspec.structs.replace(w, expected=head) if n == pin else w for n, w in enumerate(writes)]

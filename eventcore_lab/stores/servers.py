@@ -158,7 +158,9 @@ class ExistingEventCore:
     async def provision(self) -> AsyncIterator[Place]:
         place = await self._driver.existing('"' + self._schema.replace('"', '""') + '"')
         events = await _reached(eventcore.events_in(place.address.dsn, self._schema, CONNECT_TIMEOUT_S))
-        yield replace(place, is_new=False, facts={**place.facts, "eventcore.events_at_start": events})
+        yield replace(
+            place, is_new=False, takes_appends=self._writes, facts={**place.facts, "eventcore.events_at_start": events}
+        )
 
     async def connect(self, address: Address, pool: PoolSettings) -> Store:
         read_only = {} if self._writes else {"default_transaction_read_only": "on"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -15,6 +16,7 @@ from eventcore_lab.events import (
     EventRejected,
     NewEvent,
     OutcomeUnknown,
+    StoreError,
     StreamId,
     StreamWrite,
 )
@@ -246,8 +248,9 @@ async def an_append_is_found_by_its_event_ids(store: Store, other: Store) -> Non
 
 @claim
 async def a_retry_after_an_unknown_outcome_stores_nothing_twice(store: Store, other: Store) -> None:
-    """append_once, when the answer is lost before or after the commit, or the first attempt comes late."""
-    for n, fate in enumerate(("before", "after", "late")):
+    """append_once, when the answer is lost before or after the commit, or the first attempt comes late: before the second,
+    or when that is already there."""
+    for n, fate in enumerate(("before", "after", "late", "latest")):
         for expected in (ABSENT, ANY):
             stream = StreamId(f"s{n}{expected}")
             losing = _LosingAnswers(store, fate)
@@ -264,15 +267,17 @@ class _LosingAnswers:
         self._store, self._fate, self._late = store, fate, None
         self.read_stream, self.read_streams = store.read_stream, store.read_streams
         self._held: Sequence[StreamWrite] | None = None
+        self._is_last = False
 
     async def append(self, writes: Sequence[StreamWrite]) -> AppendResult:
         fate, self._fate = self._fate, ""
-        if fate == "late":
-            self._held = writes
+        if fate in ("late", "latest"):
+            self._held, self._is_last = writes, fate == "latest"
         elif fate == "after":
             await self._store.append(writes)
         elif not fate:
-            await self.settle()
+            if not self._is_last:
+                await self.settle()
             return await self._store.append(writes)
         raise OutcomeUnknown("the answer was lost")
 
@@ -280,4 +285,5 @@ class _LosingAnswers:
         """The late attempt arrives: between our look and our second attempt, the worst moment."""
         held, self._held = self._held, None
         if held is not None:
-            await self._store.append(held)
+            with suppress(StoreError):  # it came too late
+                await self._store.append(held)

@@ -174,17 +174,18 @@ async def filters_apply_before_the_limit(store: Store, other: Store) -> None:
 
 @claim
 async def a_reader_beside_writers_sees_each_event_once_and_in_order(store: Store, other: Store) -> None:
-    """Seven writers with appends of different length: positions are drawn in one order and committed in another. The reader
-    has a connection for itself, so that it is always close behind them."""
-    writing = [_writes_on(store if n < 4 else other, n, 80) for n in range(7)]
-    reading = asyncio.ensure_future(_seen_until(other, "End"))
+    """Seven writers with appends of different length: positions are drawn in one order and committed in another. Two readers
+    share a store object, and what it knows, and are always close behind the writers."""
+    writing = [_writes_on(store if n < 5 else other, n, 80) for n in range(7)]
+    reading = asyncio.gather(_seen_until(other, "End"), _seen_until(other, "End"))
     await asyncio.gather(*writing)
     await store.append(write("end", ABSENT, 1, "End"))
     final = [e.id async for e in stream_all(store)]
     async with asyncio.timeout(10):
-        seen = await reading
-    same(len(set(final) - set(seen)), 0, "events that the reader missed")
-    same(seen == final, True, "that the reader saw each once and in the final order")
+        both = await reading
+    for seen in both:
+        same(len(set(final) - set(seen)), 0, "events that the reader missed")
+        same(seen == final, True, "that the reader saw each once and in the final order")
 
 
 async def _seen_until(store: Store, kind: str) -> list[UUID]:

@@ -127,6 +127,10 @@ async def _examined_once(driver: Driver, one: Claim) -> Finding:
 
 async def _tried(driver: Driver, check: Check) -> None:
     async with driver.provision() as place:
+        if not place.is_new:
+            raise UsageError("conformance appends, and this place had events before: name the store without schema=")
+        if not place.keeps_events:
+            raise UsageError("this store keeps nothing by design, so there is nothing to try")
         store = await driver.connect(place.address, POOL)
         other = await driver.connect(place.address, POOL) if driver.is_shared else store
         try:
