@@ -75,11 +75,13 @@ async def append_once(store: Store, writes: Sequence[StreamWrite], tries_max: in
     everywhere, the first such stream is read before, and expected where it was; should somebody else move it meanwhile,
     that is no conflict of the caller's, and it is read again.
 
-    Raises VersionConflict for a conflict that is not our own doing. Once an outcome was unknown, whatever else goes wrong
-    raises OutcomeUnknown.
+    Raises VersionConflict for a conflict that is not our own doing, StoreError when others get before us PINS_MAX times.
+    Once an outcome was unknown, whatever else goes wrong raises OutcomeUnknown.
     """
     lost: list[Sequence[StreamWrite]] = []
     pin = _to_pin(writes)
+    # Under ANY the events are also looked for wherever they are: the caller may have tried before asking us.
+    tried_before = [] if pin is None else [writes]
     for _ in range(tries_max if pin is None else tries_max + PINS_MAX):
         try:
             attempt = writes if pin is None else await _pinned(store, writes, pin)
@@ -93,7 +95,7 @@ async def append_once(store: Store, writes: Sequence[StreamWrite], tries_max: in
             except VersionConflict as conflict:
                 if pin is None or conflict.stream != writes[pin].stream:
                     return await _found(store, lost) or _raised(conflict)
-            if (found := await _found(store, lost)) is not None:
+            if lost and (found := await _found(store, [*lost, *tried_before])) is not None:
                 return found
         except StoreError as error:
             if not lost or isinstance(error, VersionConflict | OutcomeUnknown):
@@ -101,7 +103,8 @@ async def append_once(store: Store, writes: Sequence[StreamWrite], tries_max: in
             raise OutcomeUnknown(
                 f"an append may or may not have happened, and cannot be looked for: {error}"
             ) from error
-    raise OutcomeUnknown(f"not settled in all tries: others append to {writes[pin or 0].stream!r} all the time")
+    kind = OutcomeUnknown if lost else StoreError
+    raise kind(f"not settled in all tries: others append to {writes[pin or 0].stream!r} all the time")
 
 
 async def _found(store: Store, lost: Sequence[Sequence[StreamWrite]]) -> AppendResult | None:
