@@ -145,7 +145,8 @@ class Postgres:
     async def append_many(self, requests: Sequence[Sequence[StreamWrite]]) -> list[AppendResult | StoreError]:
         """One round trip and one commit for all of them, up to STATEMENT_MAX."""
         for request in requests:
-            check_distinct(request)
+            if len(request) > 1:
+                check_distinct(request)
         results: list[AppendResult | StoreError] = []
         for part in _parts(requests):
             results += await self._append_part(part)
@@ -335,27 +336,30 @@ def _columns(events: Sequence[Any]) -> tuple[list[Any], list[str], list[bytes], 
 
 def _parts(requests: Sequence[Sequence[StreamWrite]]) -> Iterator[Sequence[Sequence[StreamWrite]]]:
     """Runs of requests within the bounds of one statement, or a single request, which is never split."""
-    first = 0
-    total = (0, 0, 0)
+    first = events = streams = size = 0
+    events_max, streams_max, bytes_max = STATEMENT_MAX
     for n, request in enumerate(requests):
-        size = _size(request)
-        if n > first and any(t + s > most for t, s, most in zip(total, size, STATEMENT_MAX, strict=True)):
+        more_events, more_streams, more_bytes = _size(request)
+        events, streams, size = events + more_events, streams + more_streams, size + more_bytes
+        if n > first and (events > events_max or streams > streams_max or size > bytes_max):
             yield requests[first:n]
-            first, total = n, (0, 0, 0)
-        total = (total[0] + size[0], total[1] + size[1], total[2] + size[2])
+            first, events, streams, size = n, more_events, more_streams, more_bytes
     if requests:
         yield requests[first:]
 
 
 def _size(request: Sequence[StreamWrite]) -> tuple[int, int, int]:
     """Its events, its streams, its bytes."""
+    if len(request) == 1 and len(request[0].events) == 1:
+        event = request[0].events[0]
+        return 1, 1, len(event.data) + len(event.meta)
     events = sum([len(write.events) for write in request])
     return events, len(request), sum([len(e.data) + len(e.meta) for write in request for e in write.events])
 
 
 def _are_ones(requests: Sequence[Sequence[StreamWrite]]) -> bool:
     """Whether they are many enough for a plan over arrays, each one event on one stream, and no stream twice."""
-    if len(requests) < MANY_REQUESTS or not all(len(r) == 1 and len(r[0].events) == 1 for r in requests):
+    if len(requests) < MANY_REQUESTS or [r for r in requests if len(r) != 1 or len(r[0].events) != 1]:
         return False
     return len({request[0].stream for request in requests}) == len(requests)
 
