@@ -7,7 +7,7 @@ drawn before its transaction commits: horizon.py says up to where everything is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import asyncpg
@@ -32,6 +32,7 @@ from eventcore_lab.events import (
 from eventcore_lab.stores.horizon import Horizon
 from eventcore_lab.stores.pool import Connection, Pool
 from eventcore_lab.stores.protocol import Lease
+from eventcore_lab.stores.requests import answers, are_ones, columns, conflict_of, parts, share_streams
 
 T = TypeVar("T")
 
@@ -49,16 +50,9 @@ _APPEND_FEW = "SELECT heads, last_position FROM append_few($1, $2, $3, $4, $5, $
 _APPEND_EACH = "SELECT heads, positions FROM append_each($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
 _APPEND_ONES = "SELECT heads, positions FROM append_ones($1, $2, $3, $4, $5, $6)"
 _APPEND_IN_TURN = "SELECT heads, positions FROM append_in_turn($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
-STATEMENT_MAX = (5_000, 1_000, 64_000_000)
-"""Events, streams (each takes a lock of the server's table) and bytes in one statement of `append_many`; what is more
-goes in several. One append is never split."""
-BYTES_MAX = 1_000_000_000
-"""PostgreSQL takes messages of less than 1 GiB."""
 _UNANSWERED = StoreError("the store gave no answer")
 FEW_EVENTS = 16
 """Up to so many events on several streams are appended in loops, more by plans over arrays."""
-MANY_REQUESTS = 10
-"""From so many requests on a plan over arrays pays (measured: 60 against 69 µs each at 5, 28 against 20 at 20)."""
 READ_TRIES = 3
 
 # In the order of StoredEvent's fields, so that a row becomes an event without naming a column.
@@ -114,7 +108,7 @@ class Postgres:
         return AppendResult((expected + 1,), position)
 
     async def _append_one(self, write: StreamWrite) -> AppendResult:
-        head, position = await self._write(_APPEND_ONE, write.stream, write.expected, *_columns(write.events))
+        head, position = await self._write(_APPEND_ONE, write.stream, write.expected, *columns(write.events))
         if position is None:
             raise VersionConflict(write.stream, write.expected, head)
         return AppendResult((head + len(write.events),), position)
@@ -135,11 +129,11 @@ class Postgres:
             [w.stream for w in writes],
             [w.expected for w in writes],
             [len(w.events) for w in writes],
-            *_columns([e for w in writes for e in w.events]),
+            *columns([e for w in writes for e in w.events]),
         )
         found = list(zip(writes, heads or (), strict=True))
         if position is None:
-            raise next(c for w, head in found if (c := _conflict(w, head)))
+            raise next(c for w, head in found if (c := conflict_of(w, head)))
         return AppendResult(tuple([head + len(w.events) for w, head in found]), position)
 
     async def append_many(self, requests: Sequence[Sequence[StreamWrite]]) -> list[AppendResult | StoreError]:
@@ -148,15 +142,15 @@ class Postgres:
             if len(request) > 1:
                 check_distinct(request)
         results: list[AppendResult | StoreError] = []
-        for part in _parts(requests):
+        for part in parts(requests):
             results += await self._append_part(part)
         return results
 
     async def _append_part(self, requests: Sequence[Sequence[StreamWrite]]) -> list[AppendResult | StoreError]:
         try:
-            if _are_ones(requests):
+            if are_ones(requests):
                 return await self._append_ones([request[0] for request in requests])
-            sql = _APPEND_IN_TURN if _share_streams(requests) else _APPEND_EACH
+            sql = _APPEND_IN_TURN if share_streams(requests) else _APPEND_EACH
             return await self._answered(sql, requests)
         except (EventRejected, _TooMuch) as error:  # of nothing was anything written, and the others must not suffer
             if len(requests) == 1:
@@ -173,13 +167,13 @@ class Postgres:
             _APPEND_ONES,
             [w.stream for w in by_name],
             [w.expected for w in by_name],
-            *_columns([w.events[0] for w in by_name]),
+            *columns([w.events[0] for w in by_name]),
         )
         stored = iter(positions or ())
         results: list[AppendResult | StoreError] = [_UNANSWERED] * len(writes)
         for n, w, head in zip(order, by_name, heads, strict=True):
             is_done = w.expected == head or w.expected < 0
-            results[n] = AppendResult((head + 1,), next(stored)) if is_done else _conflict(w, head) or _UNANSWERED
+            results[n] = AppendResult((head + 1,), next(stored)) if is_done else conflict_of(w, head) or _UNANSWERED
         return results
 
     async def _answered(self, sql: str, requests: Sequence[Sequence[StreamWrite]]) -> list[AppendResult | StoreError]:
@@ -193,9 +187,9 @@ class Postgres:
             [len(w.events) for w in writes],
             [slot for slot, w in enumerate(writes, 1) for _ in w.events],
             [nth for w in writes for nth in range(1, len(w.events) + 1)],
-            *_columns([e for w in writes for e in w.events]),
+            *columns([e for w in writes for e in w.events]),
         )
-        return _answers(requests, iter(heads or ()), positions or ())
+        return answers(requests, iter(heads or ()), positions or ())
 
     async def _write(self, sql: str, *arguments: Any) -> Any:
         """The row of one appending statement; what went wrong becomes a StoreError that says whether it happened."""
@@ -328,69 +322,6 @@ class _Lease:
             await self._connection.raw.close(timeout=5)
         except Exception:  # a server that is gone has given the lock back already
             self._connection.raw.terminate()
-
-
-def _columns(events: Sequence[Any]) -> tuple[list[Any], list[str], list[bytes], list[bytes]]:
-    return [e.id for e in events], [e.type for e in events], [e.data for e in events], [e.meta for e in events]
-
-
-def _parts(requests: Sequence[Sequence[StreamWrite]]) -> Iterator[Sequence[Sequence[StreamWrite]]]:
-    """Runs of requests within the bounds of one statement, or a single request, which is never split."""
-    first = events = streams = size = 0
-    events_max, streams_max, bytes_max = STATEMENT_MAX
-    for n, request in enumerate(requests):
-        more_events, more_streams, more_bytes = _size(request)
-        events, streams, size = events + more_events, streams + more_streams, size + more_bytes
-        if n > first and (events > events_max or streams > streams_max or size > bytes_max):
-            yield requests[first:n]
-            first, events, streams, size = n, more_events, more_streams, more_bytes
-    if requests:
-        yield requests[first:]
-
-
-def _size(request: Sequence[StreamWrite]) -> tuple[int, int, int]:
-    """Its events, its streams, its bytes."""
-    if len(request) == 1 and len(request[0].events) == 1:
-        event = request[0].events[0]
-        return 1, 1, len(event.data) + len(event.meta)
-    events = sum([len(write.events) for write in request])
-    return events, len(request), sum([len(e.data) + len(e.meta) for write in request for e in write.events])
-
-
-def _are_ones(requests: Sequence[Sequence[StreamWrite]]) -> bool:
-    """Whether they are many enough for a plan over arrays, each one event on one stream, and no stream twice."""
-    if len(requests) < MANY_REQUESTS or [r for r in requests if len(r) != 1 or len(r[0].events) != 1]:
-        return False
-    return len({request[0].stream for request in requests}) == len(requests)
-
-
-def _share_streams(requests: Sequence[Sequence[StreamWrite]]) -> bool:
-    """Whether any stream is named twice. Few requests count as if."""
-    streams = [write.stream for request in requests for write in request]
-    return len(set(streams)) != len(streams) or sum([len(w.events) for r in requests for w in r]) < MANY_REQUESTS
-
-
-def _answers(
-    requests: Sequence[Sequence[StreamWrite]], heads: Iterator[int], positions: Sequence[Position]
-) -> list[AppendResult | StoreError]:
-    """What the server found, request by request. Positions are those of the events of requests that were not refused."""
-    results: list[AppendResult | StoreError] = []
-    taken = 0
-    for request in requests:
-        found = [next(heads) for _ in request]
-        conflict = next((c for w, head in zip(request, found, strict=True) if (c := _conflict(w, head))), None)
-        if conflict is not None:
-            results.append(conflict)
-            continue
-        versions = tuple([head + len(w.events) for w, head in zip(request, found, strict=True)])
-        count = sum([len(w.events) for w in request])
-        taken += count
-        results.append(AppendResult(versions, positions[taken - 1] if count else 0))
-    return results
-
-
-def _conflict(write: StreamWrite, head: int) -> VersionConflict | None:
-    return VersionConflict(write.stream, write.expected, head) if 0 <= write.expected != head else None
 
 
 async def create(dsn: str, schema: str, schema_sql: str, timeout_s: float) -> None:
