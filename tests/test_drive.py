@@ -623,3 +623,13 @@ def test_commands_on_the_memory_store_are_driven_to_their_end(rig: Rig) -> None:
         return len(await store.read_all(0, 10_000))
 
     assert rig.clock.run(stored()) == len(due)
+
+
+def test_a_dispatcher_that_waits_for_space_hears_that_every_consumer_broke(rig: Rig) -> None:
+    async def breaks(k: int) -> int:
+        await rig.clock.sleep_until(rig.clock.now_ns() + 50 * MS)
+        raise ZeroDivisionError(k)
+
+    rows = rig.drive(breaks, due=every(MS, 100), in_flight_max=2, backlog_max=3, backlog_policy="queue")
+    assert isinstance(rig.error, ZeroDivisionError)
+    assert rows.count(Outcome.OK) == 0

@@ -23,6 +23,7 @@ from eventcore_lab.events import (
     StreamWrite,
     VersionConflict,
 )
+from eventcore_lab.schema import Attempt, current_attempt
 from eventcore_lab.spec import UsageError
 from eventcore_lab.stores import PoolSettings, Store, open_store, stores
 from eventcore_lab.stores.embedded import EmbeddedServer
@@ -167,6 +168,39 @@ async def test_what_is_wrong_with_the_inner_store_reaches_the_callers() -> None:
     store = Grouped(Odd(Memory()))
     results = await asyncio.gather(*begun(store, write("a"), write("b"), write("c")), return_exceptions=True)
     assert {type(r) for r in results} == {ZeroDivisionError}
+
+
+async def test_an_inner_store_that_forgets_an_answer_leaves_nobody_waiting() -> None:
+    class Forgetful(Wrapper):
+        async def append_many(self, requests: Sequence[Sequence[StreamWrite]]) -> list[AppendResult | StoreError]:
+            return (await self.inner.append_many(requests))[:-1]
+
+    store = Grouped(Forgetful(Memory()), in_flight=1)
+    async with asyncio.timeout(5):
+        results = await asyncio.gather(*begun(store, write("a"), write("b"), write("c")), return_exceptions=True)
+    assert {type(r) for r in results} == {OutcomeUnknown}
+
+
+async def test_a_group_belongs_to_no_callers_operation() -> None:
+    """Else whatever a group acquires would be noted as acquired by the caller who happened to set it off."""
+    seen = []
+
+    class Asking(Wrapper):
+        async def append(self, writes: Sequence[StreamWrite]) -> AppendResult:
+            seen.append(current_attempt.get())
+            return await self.inner.append(writes)
+
+    store = Grouped(Asking(Memory()), size=1)
+
+    async def caller(n: int) -> Attempt:
+        attempt = Attempt()
+        current_attempt.set(attempt)
+        await store.append(write(f"s{n}"))
+        return attempt
+
+    attempts = await asyncio.gather(*(caller(n) for n in range(6)))
+    assert seen == [None] * 6
+    assert all(attempt.acquired_ns for attempt in attempts)
 
 
 async def test_the_queue_is_bounded_and_callers_outside_are_let_in_in_their_order() -> None:
