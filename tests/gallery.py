@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 from pathlib import Path
+
+from PIL import Image
 
 from eventcore_lab import Experiment, Lab, Targets, plots, run_each, vary
 
@@ -27,7 +30,14 @@ def main() -> None:
         OUT.mkdir(parents=True, exist_ok=True)
         for name, picture in pictures.items():
             data, _ = picture._repr_mimebundle_()
-            (OUT / f"{name}.png").write_bytes(data["image/png"])
+            (OUT / f"{name}.png").write_bytes(small(data["image/png"]))
+
+
+def small(png: bytes) -> bytes:
+    """The same picture in 64 colours, which is all our style needs: what stands in git is not to be larger than it must."""
+    out = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("RGB").quantize(64).save(out, "PNG", optimize=True)
+    return out.getvalue()
 
 
 if __name__ == "__main__":

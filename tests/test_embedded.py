@@ -243,8 +243,8 @@ async def test_tcp_is_loopback_and_asks_for_the_password() -> None:
 
 async def test_a_port_taken_meanwhile_is_tried_again_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     with EmbeddedServer(tcp=True) as first:
-        free_port, offered = embedded._free_port, [first.port]
-        monkeypatch.setattr(embedded, "_free_port", lambda: offered.pop() if offered else free_port())
+        free_port, offered = embedded.free_port, [first.port]
+        monkeypatch.setattr(embedded, "free_port", lambda: offered.pop() if offered else free_port())
         with EmbeddedServer(tcp=True) as second:
             assert second.port != first.port and not offered
             assert await query(second.dsn, "SELECT 1") == 1

@@ -19,7 +19,7 @@ import pytest
 from eventcore_lab import cli
 from eventcore_lab.events import NewEvent, StoredEvent, StoreUnreachable, StreamId, StreamWrite
 from eventcore_lab.experiment import Experiment, RunBroken, with_option
-from eventcore_lab.lab import plots, sentences, visibility
+from eventcore_lab.lab import sentences, visibility
 from eventcore_lab.lab.database import Lab
 from eventcore_lab.lab.measures import Run
 from eventcore_lab.load.evidence import write_rows
@@ -262,7 +262,7 @@ def test_without_readers_nothing_is_settled(open_run: Run) -> None:
     assert visibility.judged([open_run]).status == "inconclusive"
     assert sentences.readers([open_run]).text == "No reader was given anything."
     assert sentences.lag([open_run]).text == "No reader got everything, so there is no lag to compare."
-    drawn = plots.lag_against_throughput([open_run]).axes[0]
+    drawn = visibility.lag_against_throughput([open_run]).axes[0]
     assert drawn.texts[0].get_text() == "nothing was measured"
 
 

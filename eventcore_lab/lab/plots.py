@@ -17,7 +17,6 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from eventcore_lab.clock import NS_PER_S
-from eventcore_lab.lab import visibility
 from eventcore_lab.lab.measures import MIB, PERCENTILES, Run, binned
 from eventcore_lab.lab.picture import (
     BEHIND_TEXT,
@@ -375,39 +374,3 @@ def _mark_events(axes: Axes, run: Run) -> None:
 def _largest(values: pl.Series) -> float:
     y = values.to_numpy()
     return float(np.max(y[np.isfinite(y)], initial=0.0))
-
-
-def lag_against_throughput(runs: Sequence[Run]) -> Picture:
-    """How late readers are (median, ms) against how fast writers go: a point per run, named with what its readers skipped."""
-    with style():
-        picture = Picture("reader lag against writer throughput", height=1.2)
-        lags(visibility.compared(runs), picture.add_subplot())
-        picture.supxlabel(f"{len(runs)} runs, {runs[0].row['pacer'] if runs else ''}", x=0.99, ha="right", fontsize=8)
-    return picture
-
-
-def lags(frame: pl.DataFrame, axes: Axes) -> Axes:
-    """Columns of visibility.compared. A run whose median event was never delivered stands at the upper edge. The names
-    stand beside the picture in the order of the points, for stores that do alike lie close together."""
-    known = frame.filter(pl.col("appends_per_s").is_not_nan() & pl.col("delivered").is_not_null())
-    if not len(known):
-        return nothing(axes)
-    highest = max((v for v in known["lag_p50_ms"] if v), default=1.0)
-    top = 1.15 * highest if known["lag_p50_ms"].null_count() == 0 else 1.5 * highest
-    points = known.with_columns(pl.col("lag_p50_ms").fill_null(top)).sort("lag_p50_ms", "appends_per_s")
-    for n, row in enumerate(points.iter_rows(named=True)):
-        is_whole, x, y = row["skipped"] == 0, row["appends_per_s"], row["lag_p50_ms"]
-        colour = BLUE if is_whole else RED
-        axes.plot([x], [y], color=colour, marker="o" if is_whole else "X", ms=7, ls="", clip_on=False)
-        skipped = "not read back" if row["skipped"] is None else f"skipped {row['skipped']:,}"
-        name = f"{plain(row['store'], 32)}: {skipped}"
-        at, leader = (
-            (1.04, (n + 1) / (len(points) + 1)),
-            {"arrowstyle": "-", "color": colour, "lw": 0.5, "relpos": (0, 0.5)},
-        )
-        axes.annotate(name, (x, y), at, textcoords="axes fraction", va="center", fontsize=8, arrowprops=leader)
-    axes.set_xlabel("appends per second")
-    axes.set_ylabel("reader lag, median, ms")
-    axes.set_xlim(0, 1.1 * float(known["appends_per_s"].to_numpy().max()) or 1.0)
-    axes.set_ylim(0, top)
-    return axes

@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 import polars as pl
+from matplotlib.axes import Axes
 
 from eventcore_lab.lab.measures import Run
+from eventcore_lab.lab.picture import BLUE, RED, Picture, nothing, plain, style
 from eventcore_lab.lab.targets import Judgement, Targets, Verdict, judge
 from eventcore_lab.schema import SAFE_ORDER
 from eventcore_lab.spec import parse
@@ -156,3 +158,39 @@ def _answer(verdict: Verdict, stores: Sequence[str]) -> str:
             f"{j.name}, {j.reason}" for j in verdict.judgements if j.status == "inconclusive"
         )
     return f"Promised and kept, every event once and in order: {listed}."
+
+
+def lag_against_throughput(runs: Sequence[Run]) -> Picture:
+    """How late readers are (median, ms) against how fast writers go: a point per run, named with what its readers skipped."""
+    with style():
+        picture = Picture("reader lag against writer throughput", height=1.2)
+        lags(compared(runs), picture.add_subplot())
+        picture.supxlabel(f"{len(runs)} runs, {runs[0].row['pacer'] if runs else ''}", x=0.99, ha="right", fontsize=8)
+    return picture
+
+
+def lags(frame: pl.DataFrame, axes: Axes) -> Axes:
+    """Columns of compared. A run whose median event was never delivered stands at the upper edge. The names
+    stand beside the picture in the order of the points, for stores that do alike lie close together."""
+    known = frame.filter(pl.col("appends_per_s").is_not_nan() & pl.col("delivered").is_not_null())
+    if not len(known):
+        return nothing(axes)
+    highest = max((v for v in known["lag_p50_ms"] if v), default=1.0)
+    top = 1.15 * highest if known["lag_p50_ms"].null_count() == 0 else 1.5 * highest
+    points = known.with_columns(pl.col("lag_p50_ms").fill_null(top)).sort("lag_p50_ms", "appends_per_s")
+    for n, row in enumerate(points.iter_rows(named=True)):
+        is_whole, x, y = row["skipped"] == 0, row["appends_per_s"], row["lag_p50_ms"]
+        colour = BLUE if is_whole else RED
+        axes.plot([x], [y], color=colour, marker="o" if is_whole else "X", ms=7, ls="", clip_on=False)
+        skipped = "not read back" if row["skipped"] is None else f"skipped {row['skipped']:,}"
+        name = f"{plain(row['store'], 32)}: {skipped}"
+        at, leader = (
+            (1.04, (n + 1) / (len(points) + 1)),
+            {"arrowstyle": "-", "color": colour, "lw": 0.5, "relpos": (0, 0.5)},
+        )
+        axes.annotate(name, (x, y), at, textcoords="axes fraction", va="center", fontsize=8, arrowprops=leader)
+    axes.set_xlabel("appends per second")
+    axes.set_ylabel("reader lag, median, ms")
+    axes.set_xlim(0, 1.1 * float(known["appends_per_s"].to_numpy().max()) or 1.0)
+    axes.set_ylim(0, top)
+    return axes

@@ -11,19 +11,17 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
-import msgspec
 import uvloop
 from msgspec import Struct
 
 from eventcore_lab.clock import now_ns, sleep_s
-from eventcore_lab.events import Position, StoredEvent, StoreError
+from eventcore_lab.events import Position, StoredEvent
 from eventcore_lab.load.evidence import ROWS_PER_PART, write_rows
-from eventcore_lab.load.worker import Lines
-from eventcore_lab.stores import Address, PoolSettings, Store, stores
+from eventcore_lab.load.worker import Lines, one_job
+from eventcore_lab.stores import Address, PoolSettings, Store
 from eventcore_lab.stores.reading import follow
 
 FINISH_TIMEOUT_S = 10.0
@@ -91,23 +89,6 @@ def _write(path: Path, rows: list[tuple[Any, ...]]) -> None:
     part.rename(path)  # whoever finds it finds all of it
 
 
-async def main() -> None:
-    """One job from standard input, to its end."""
-    reader = asyncio.StreamReader()
-    loop = asyncio.get_running_loop()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    job = msgspec.json.decode(await reader.readline(), type=FollowerJob)
-    lines = Lines(reader)
-    try:
-        store = await stores.make(job.store).connect(job.address, job.pool)
-        try:
-            await _work(job, store, lines)
-        finally:
-            await store.close()
-    except StoreError as error:
-        lines.say("broken", kind=type(error).__name__, message=str(error))
-
-
 async def _work(job: FollowerJob, store: Store, lines: Lines) -> None:
     lines.say("ready", pid=os.getpid())
     word, *rest = await lines.heard()
@@ -153,7 +134,7 @@ async def _caught_up(job: FollowerJob, store: Store, delivered: Delivered, follo
 def run_follower() -> None:
     """Entry point. SIGINT belongs to the parent, which says `finish`; SIGTERM ends the process at once."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    uvloop.run(main())
+    uvloop.run(one_job(FollowerJob, _work))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ import gc
 import os
 import signal
 import sys
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -86,17 +87,31 @@ class Lines:
         return await self._words.get()
 
 
-async def main() -> None:
-    """One job from standard input, to its end."""
+class _Connecting(Protocol):
+    """What every job says about the store it is to be done on."""
+
+    @property
+    def store(self) -> str: ...
+    @property
+    def address(self) -> Address: ...
+    @property
+    def pool(self) -> PoolSettings: ...
+
+
+J = TypeVar("J", bound=_Connecting)
+
+
+async def one_job(kind: type[J], work: Callable[[J, Store, Lines], Awaitable[None]]) -> None:
+    """One job from standard input, to its end: `work` has the store, which is closed afterwards."""
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    job = msgspec.json.decode(await reader.readline(), type=Job)
+    job = msgspec.json.decode(await reader.readline(), type=kind)
     lines = Lines(reader)
     try:
         store = await stores.make(job.store).connect(job.address, job.pool)
         try:
-            await _work(job, store, lines)
+            await work(job, store, lines)
         finally:
             await store.close()
     except StoreError as error:  # not of an operation, which is recorded, but of connecting or reading back
@@ -170,7 +185,7 @@ def _keep_collector_out() -> None:
 def run_worker() -> None:
     """Entry point. SIGINT belongs to the parent, which says `stop`; SIGTERM ends the process at once."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    uvloop.run(main())
+    uvloop.run(one_job(Job, _work))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from __future__ import annotations
 import atexit
 import os
 import secrets
-import socket
 import subprocess
 import tempfile
 import threading
@@ -52,7 +51,7 @@ from eventcore_lab.stores.directories import (
     on_disk,
     sweep,
 )
-from eventcore_lab.stores.processes import family, kill_family, quit_at_once
+from eventcore_lab.stores.processes import family, free_port, kill_family, quit_at_once
 
 USER = DATABASE = "postgres"
 SOCKET_PATH_MAX_BYTES = 107
@@ -276,7 +275,7 @@ class EmbeddedServer:
 
     def _start_postmaster(self, account: Account, binaries: Binaries) -> None:
         for tries_left in reversed(range(TCP_TRIES)):
-            self.port = _free_port() if self.tcp else 5432
+            self.port = free_port() if self.tcp else 5432
             self._process = self._launch(account, binaries)
             said = self._await_ready(self._process)
             if said is None:
@@ -398,10 +397,3 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-def _free_port() -> int:
-    """A TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -1,8 +1,10 @@
-"""The processes of a server of ours: who they are, and how they are ended, politely or as a crash does."""
+"""The processes of a server of ours: who they are, and how they are ended, politely or as a crash does; and a port for
+them."""
 
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 from contextlib import suppress
 
@@ -40,3 +42,10 @@ def kill_family(process: subprocess.Popen[bytes]) -> None:
     process.wait(QUIT_TIMEOUT_S)
     if psutil.wait_procs(members, QUIT_TIMEOUT_S)[1]:
         raise StoreUnreachable(f"a process of the embedded PostgreSQL server outlived SIGKILL by {QUIT_TIMEOUT_S} s")
+
+
+def free_port() -> int:
+    """A TCP port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
