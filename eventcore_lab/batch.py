@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from eventcore_lab.commands import executors
 from eventcore_lab.experiment import Experiment
 from eventcore_lab.lab.database import Lab
 from eventcore_lab.lab.measures import Run
@@ -19,6 +20,7 @@ from eventcore_lab.lab.targets import Targets, judge
 from eventcore_lab.load.pacers import pacers
 from eventcore_lab.load.workloads import workloads
 from eventcore_lab.progress import PROGRESS_VARIABLE, Relay
+from eventcore_lab.projections import read_models
 from eventcore_lab.reports import Report, declared_parameters, execute, find_notebook, parse_parameters
 from eventcore_lab.schema import LAB_VARIABLE, ExitCode
 from eventcore_lab.spec import UsageError
@@ -122,7 +124,13 @@ def catalogue(folder: Path) -> str:
         declared = declared_parameters(notebook)
         width = max((len(str(p)) for p in declared), default=0)
         lines += [f"      {str(p).ljust(width)}  {p.help}".rstrip() for p in declared]
-    registries: list[tuple[str, Any]] = [("STORES", stores), ("WORKLOADS", workloads), ("PACERS", pacers)]
+    registries: list[tuple[str, Any]] = [
+        ("STORES", stores),
+        ("WORKLOADS", workloads),
+        ("EXECUTORS (of the commands of a workload)", executors),
+        ("PACERS", pacers),
+        ("PROJECTIONS (a read model of the users, kept beside the load)", read_models),
+    ]
     for title, registry in registries:
         lines += ["", title]
         for usage, text in registry.describe().values():
@@ -138,12 +146,11 @@ def listing(lab: Lab, limit: int) -> str:
     found = lab.runs(limit)
     if not len(found):
         return f"no runs in {lab.path} yet (eventcore-lab run 00-store-benchmark)"
-    rows = [("run", "status", "store", "workload", "pacer", "seconds", "durability")]
+    rows: list[tuple[str, ...]] = [("run", "status", "store", "workload", "executor", "pacer", "seconds", "durability")]
     for r in found.iter_rows(named=True):
         durability = str(r["durability"] or "").partition(" (")[0]
-        rows.append(
-            (r["run_id"], r["status"], r["store"], r["workload"], r["pacer"], f"{r['duration_s']:g}", durability)
-        )
+        named = [r[name] or "" for name in ("run_id", "status", "store", "workload", "executor", "pacer")]
+        rows.append((*named, f"{r['duration_s']:g}", durability))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 

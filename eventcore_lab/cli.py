@@ -52,7 +52,7 @@ def run(notebook: NotebookName, parameters: Set = None, out: Out = None, lab: La
 
 @app.command("list")
 def list_() -> None:
-    """What there is: notebooks with their parameters, stores, workloads, pacers, targets."""
+    """What there is: notebooks with their parameters, stores, workloads, executors, pacers, projections, targets."""
     from eventcore_lab.batch import catalogue
 
     print(catalogue(_project("notebooks")))

@@ -12,8 +12,9 @@ from contextvars import ContextVar
 from enum import IntEnum
 from pathlib import Path
 
-SCHEMA_VERSION = 2
-"""2: `runs` has followers and lacks, there is a table `readers`. A file of an older version gets what is missing."""
+SCHEMA_VERSION = 3
+"""2: `runs` has followers and lacks, there is a table `readers`. 3: `runs` has executor and projection, `samples` has
+conflicts. A file of an older version gets what is missing."""
 
 
 class Outcome(IntEnum):
@@ -66,6 +67,7 @@ TABLES: dict[str, dict[str, str]] = {
         "trial": "INTEGER",
         "store": "VARCHAR",
         "workload": "VARCHAR",
+        "executor": "VARCHAR",
         "pacer": "VARCHAR",
         "duration_s": "DOUBLE",
         "warmup_s": "DOUBLE",
@@ -76,6 +78,7 @@ TABLES: dict[str, dict[str, str]] = {
         "backlog_policy": "VARCHAR",
         "timeout_s": "DOUBLE",
         "followers": "INTEGER",
+        "projection": "VARCHAR",
         "is_closed_loop": "BOOLEAN",
         "measured_ns": "BIGINT",
         "durability": "VARCHAR",
@@ -98,6 +101,7 @@ TABLES: dict[str, dict[str, str]] = {
         "backoff_ns": "BIGINT",
         "events": "INTEGER",
         "attempts": "INTEGER",
+        "conflicts": "INTEGER",
         "outcome": "UTINYINT",
     },
     "gauges": {
@@ -179,15 +183,15 @@ make, a line each."""
 SAMPLE_WORDS = ("operation", "due_ns", "offered_ns", "began_ns", "acquired_ns", "ended_ns", "backoff_ns", "packed")
 """A sample as the load records it: eight little-endian int64 in this order, one cache line. `samples-<worker>.i64` in the
 spool is an array of them, in memory shared with the file, so that it survives the process that wrote it. A row of
-zeros was never begun. `packed` is from the low end: outcome (8 bits), phase (8), 1 (8, "begun"), attempts (8),
-events (32)."""
+zeros was never begun. `packed` is from the low end: outcome (8 bits), phase (7), 1 (1, "begun"), conflicts (8),
+attempts (8), events (32)."""
 
-BEGUN = 1 << 16
+BEGUN = 1 << 15
 
 
-def packed(outcome: int, phase: int, attempts: int, events: int) -> int:
-    """The last word of a sample; more than 255 attempts are recorded as 255."""
-    return outcome | phase << 8 | BEGUN | min(attempts, 255) << 24 | events << 32
+def packed(outcome: int, phase: int, attempts: int, events: int, conflicts: int = 0) -> int:
+    """The last word of a sample; more than 255 attempts or conflicts are recorded as 255."""
+    return outcome | phase << 8 | BEGUN | min(conflicts, 255) << 16 | min(attempts, 255) << 24 | events << 32
 
 
 JOURNAL: dict[str, dict[str, str]] = {
@@ -265,6 +269,12 @@ JOURNAL: dict[str, dict[str, str]] = {
         "name": "VARCHAR",
         "value": "BIGINT",
     },
+    "projected": {
+        "projection": "VARCHAR",
+        "key": "VARCHAR",
+        "digest": "BIGINT",
+        "expected": "BIGINT",
+    },
 }
 """What the checkers read, a Parquet file (or several, `<table>-<n>.parquet`) per table in the spool, kept only until the
 run is judged: the findings stay, the rows do not. A table nobody wrote is empty.
@@ -284,13 +294,15 @@ joint_reads   the versions of streams that were read at one instant, by a worker
 prefixes      a digest over the first `events` events, up to `position`, taken at some time; for each `position` at least twice
 counts        numbers of the run, added up over its workers: `offered` operations, `positions drawn` by the store's sequence,
               `server crashes`, `reads left out` of the evidence
+projected     one row per row of a read model, or of what the events fold into without one: digests over what the read model has
+              under the key (NULL: nothing) and over what it should have (NULL: nothing). A key that it has twice is here twice
 """
 
 
 class Attempt:
     """Facts of the operation under way that only the inside of a store or executor knows. All times absolute, ns."""
 
-    __slots__ = ("acquired_ns", "attempts", "backoff_ns", "operation")
+    __slots__ = ("acquired_ns", "attempts", "backoff_ns", "conflicts", "operation")
 
     def __init__(self) -> None:
         self.reset(0)
@@ -299,6 +311,7 @@ class Attempt:
         self.operation = operation
         self.acquired_ns = 0
         self.attempts = 1
+        self.conflicts = 0
         self.backoff_ns = 0
 
 

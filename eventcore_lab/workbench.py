@@ -88,8 +88,9 @@ def summary_line(run: Run) -> str:
     if values["events_per_second"] != values["commands_per_second"]:
         rates.append(f"{values['events_per_second']:,.0f} events/s")
     unwell = {name: n for name, n in run.outcomes.items() if name not in ("ok", "running")}
+    through = "" if row["executor"] in ("direct", None) else f"{row['executor']}, "
     parts = [
-        f"{row['store']}, {row['workload']}, {row['pacer']}:",
+        f"{row['store']}, {row['workload']}, {through}{row['pacer']}:",
         *rates,
         f"p50 {values['p50']:.3g} ms, p99 {values['p99']:.3g} ms",
         *(f"{n:,} {name}" for name, n in unwell.items()),

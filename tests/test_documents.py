@@ -18,8 +18,13 @@ README = (ROOT / "README.md").read_text()
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
+def snippets() -> dict[str, str]:
+    """The Python of the README by its first line."""
+    return {s.partition("\n")[0]: s for s in re.findall(r"```python\n(.*?)```", README, re.DOTALL)}
+
+
 def test_the_script_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
-    script, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    script = snippets()["from eventcore_lab import Experiment, Lab, Targets, judge, run"]
     assert script.strip().count("\n") < 10
     (tmp_path / "data").mkdir()
     (tmp_path / "script.py").write_text(script)
@@ -29,11 +34,16 @@ def test_the_script_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
 
 
 def test_the_store_of_the_readme_says_what_it_did(capsys: pytest.CaptureFixture[str]) -> None:
-    _, script = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    exec(compile(script, "README.md", "exec"), {})
+    exec(compile(snippets()["import asyncio"], "README.md", "exec"), {})
     printed = capsys.readouterr().out
     assert "version conflict on 'account-1': expected 0, actual 1" in printed
     assert "[(1, 'account-1', 1), (2, 'owner-me', 1)]" in printed
+
+
+def test_the_executors_of_the_readme_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(snippets()["from eventcore_lab import Experiment, run"], "README.md", "exec"), {})
+    *_, direct, batching = capsys.readouterr().out.splitlines()
+    assert direct.startswith("direct ") and batching.startswith("batching(cached(direct))")
 
 
 def test_the_snippets_of_contributing_run() -> None:

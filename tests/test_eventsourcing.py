@@ -28,6 +28,7 @@ from eventcore_lab.schema import Attempt, current_attempt
 from eventcore_lab.spec import UsageError
 from eventcore_lab.stores import PoolSettings, Store, open_store, stores
 from eventcore_lab.stores.conformance import CLAIMS
+from eventcore_lab.stores.protocol import each_from
 from eventcore_lab.stores.retry import append_once
 from eventcore_lab.stores.threads import Threads
 from eventcore_lab.stores.wrapper import Wrapper
@@ -104,8 +105,10 @@ class Placed(Wrapper):
         found = await self.inner.read_stream(stream, from_version, limit)
         return StreamSlice(found.stream, found.version, tuple(await self._placed(found.events)))
 
-    async def read_streams(self, streams: Sequence[StreamId]) -> list[StreamSlice]:
-        return [await self.read_stream(s) for s in streams]
+    async def read_streams(
+        self, streams: Sequence[StreamId], from_versions: Sequence[int] | None = None
+    ) -> list[StreamSlice]:
+        return [await self.read_stream(*each) for each in each_from(streams, from_versions)]
 
     async def _placed(self, events: Sequence[StoredEvent]) -> list[StoredEvent]:
         there = {(e.stream, e.version): e for e in await self.inner.read_all(0, 100_000)}

@@ -56,6 +56,12 @@ def test_parameters_are_columns_of_the_runs_table() -> None:
         ("duration_s", float("nan"), "duration_s must be"),
         ("connections", -1, "connections must be"),
         ("backlog_policy", "ignore", "unknown backlog_policy"),
+        ("executor", "cashed(direct)", "did you mean cached"),
+        ("executor", "cached", "write cached"),
+        ("executor", "cached(direct):size=0", "size must be"),
+        ("executor", "batching(parallel(direct))", "the other way round"),
+        ("projection", "worcker", "did you mean worker"),
+        ("projection", "matview:every_s=0", "every_s"),
     ],
 )
 def test_an_experiment_that_cannot_be_is_refused_before_anything_starts(field: str, value: Any, said: str) -> None:
@@ -219,3 +225,55 @@ def test_measure_leaves_a_folder_that_says_everything(tmp_path: Path) -> None:
 def test_positions_that_the_store_drew_are_accounted_for(closed_run: Run) -> None:
     found = dict(closed_run.invariants.select("name", "status").iter_rows())
     assert found["holes are accounted for"] == "passed"
+
+
+# executors and projections
+
+
+def test_an_executor_is_for_workloads_of_commands_only() -> None:
+    with pytest.raises(UsageError, match="has no commands"):
+        Experiment(workload="write_events", executor="cached(direct)")
+    Experiment(workload="write_events", executor="direct")
+
+
+def test_a_projection_needs_a_store_that_others_can_open() -> None:
+    with pytest.raises(UsageError, match="several processes can open, and memory is not"):
+        Experiment(store="memory", projection="worker")
+
+
+def test_a_run_has_the_conflicts_of_its_commands_and_what_its_executor_counted(lab: Lab) -> None:
+    """On one hot stream of a store with a network: every caller but one of those that read the same version conflicts."""
+    base = Experiment(store="sqlite", workload="reserve", pacer="saturate:concurrency=8", duration_s=0.4, warmup_s=0.1)
+    direct, cached, batching = (
+        run(msgspec.structs.replace(base, executor=executor), lab, Quiet())
+        for executor in ("direct:retries=50,first_ms=1", "cached(direct)", "batching(cached(direct)):delay_ms=0")
+    )
+    assert direct.figure("conflicts/attempts").estimate.value > 0
+    ok = direct.samples.filter(direct.samples["outcome"] == 1)
+    assert (ok["attempts"] == ok["conflicts"] + 1).all() and ok["conflicts"].max() > 0
+    assert (ok.filter(ok["conflicts"] == 0)["backoff_ns"] == 0).all() and ok["backoff_ns"].max() > 0
+    assert counts(cached)["cache_hits"] > counts(cached)["cache_misses"] > 0
+    assert counts(batching)["batched"] > counts(batching)["batches"] > 0
+    assert batching.figure("conflicts/attempts").estimate.value == 0
+    for found in (direct, cached, batching):
+        assert ("store filled", "1 events") in found.marks.select("name", "detail").rows()
+        assert set(found.invariants["status"]) <= {"passed", "not tested"}
+
+
+def counts(found: Run) -> dict[str, float]:
+    return {name: value for _, source, name, value in found.gauges.iter_rows() if source == "executor"}
+
+
+@pytest.mark.parametrize(("projection", "status"), [("worker", "passed"), ("chapter_matview", "violated")])
+def test_a_projection_is_kept_beside_the_load_and_held_against_the_events(
+    lab: Lab, projection: str, status: str
+) -> None:
+    e = Experiment(workload="users:users=20", projection=projection, duration_s=0.5, warmup_s=0.1, connections=4)
+    found = run(e, lab, Quiet())
+    statuses = dict(found.invariants.select("name", "status").rows())
+    assert statuses.pop("projections equal the fold of the events") == status
+    assert set(statuses.values()) <= {"passed", "not tested"}
+    lags = found.gauge(f"projection {projection}", "lag_events", steady=False)
+    assert len(lags) > 1 and lags["value"].min() >= 0
+    [told] = found.marks.filter(found.marks["name"] == "projected")["detail"]
+    assert told.startswith(projection) and "had not caught up" not in told

@@ -109,7 +109,8 @@ async def test_a_follower_finishes_when_it_has_everything_and_ends_with_its_inpu
                 await followers.go(0)
                 for n in range(50):
                     await store.append([StreamWrite(S, n, (NewEvent("Happened", b"{}"),))])
-                assert await followers.finish() == [{"event": "done", "delivered": 50, "has_caught_up": True}]
+                [(_, said)] = await followers.finish()
+                assert said == {"event": "done", "delivered": 50, "has_caught_up": True}
             await store.close()
     finally:
         os.close(lock)
@@ -176,6 +177,7 @@ def planted(
         ident = "unhex(lpad(to_hex(k), 32, '0'))"
         con.execute(
             f"""COPY (SELECT 0::SMALLINT AS worker, k::BIGINT AS operation, k::BIGINT AS append, 1::UTINYINT AS outcome,
+                      0::BIGINT AS began_ns, 0::BIGINT AS ended_ns,
                       's' AS stream, 0::BIGINT AS expected, k::BIGINT AS version, 1::INTEGER AS ordinal,
                       {ident} AS event_id, 0::BIGINT AS digest FROM (VALUES {events}) AS v(k))
                 TO '{folder}/writes-0.parquet'"""

@@ -208,8 +208,8 @@ async def test_the_queue_is_bounded_and_callers_outside_are_let_in_in_their_orde
     store = Grouped(gated, in_flight=1, size=1, queue_max=2)
     tasks = begun(store, *[write(f"s{n}") for n in range(6)])
     await settle()
-    assert len(store._queue) <= 2
-    assert len(store._outside) >= 3
+    assert store.batcher.waiting <= 2
+    assert store.batcher.outside >= 3
     tasks[4].cancel()
     for call in range(5):
         await gated.let(call)

@@ -149,7 +149,7 @@ def test_percentiles_in_sql_put_what_never_ended_at_the_top_and_leave_refusals_o
 
 
 def test_every_fact_of_a_sample_arrives_in_its_column(lab: Lab) -> None:
-    lab.ingest(spooled(lab, "r1", [[7, 1, 2, 3, 4, 5, 6, packed(Outcome.CONFLICT, 1, 3, 70_000)]]))
+    lab.ingest(spooled(lab, "r1", [[7, 1, 2, 3, 4, 5, 6, packed(Outcome.CONFLICT, 1, 3, 70_000, 2)]]))
     [row] = lab.samples("r1").iter_rows(named=True)
     assert row == {
         "worker": 0,
@@ -163,6 +163,7 @@ def test_every_fact_of_a_sample_arrives_in_its_column(lab: Lab) -> None:
         "backoff_ns": 6,
         "events": 70_000,
         "attempts": 3,
+        "conflicts": 2,
         "outcome": int(Outcome.CONFLICT),
     }
 

@@ -290,6 +290,13 @@ class Machine(RuleBasedStateMachine):
         ours, theirs = (self.run(s.read_streams(asked)) for s in (self.model, self.store))
         assert list(map(part, theirs)) == list(map(part, ours))
 
+    @rule(asked=st.lists(st.tuples(STREAM, st.integers(1, 8)), max_size=4))
+    def read_streams_on(self, asked: list[tuple[StreamId, int]]) -> None:
+        asked = list(dict(asked).items())
+        streams, from_versions = [stream for stream, _ in asked], [version for _, version in asked]
+        ours, theirs = (self.run(s.read_streams(streams, from_versions)) for s in (self.model, self.store))
+        assert list(map(part, theirs)) == list(map(part, ours)), asked
+
     @rule(asked=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 20), FILTER), min_size=2))
     def read_all(self, asked: list[tuple[float, int, Filter]]) -> None:
         for part_of, limit, where in asked:

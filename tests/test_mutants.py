@@ -14,6 +14,8 @@ from eventcore_lab.events import ANY, NewEvent, StreamId, StreamWrite
 from eventcore_lab.lab.checkers import CHECKERS, Finding, check, reported
 from eventcore_lab.load.journal import Journal, read_back
 from eventcore_lab.load.ordeal import Deaf, ordeal, ordeal_of
+from eventcore_lab.load.projector import write_projected
+from eventcore_lab.projections.users import Row
 from eventcore_lab.schema import JOURNAL, SAMPLE_WORDS
 from eventcore_lab.spec import UsageError
 from eventcore_lab.stores import open_store, stores
@@ -48,6 +50,7 @@ NOT_IN_THE_ORDEAL = {
     "holes are accounted for",
     "acknowledged appends survive a restart",
     "a restart changes nothing",
+    "projections equal the fold of the events",
 }
 
 
@@ -101,6 +104,8 @@ async def _clean(folder: Path) -> None:
         await ordeal(store, store, folder)
         await read_back(store, folder, "restarted")
         drawn = await store.last_position()
+    rows: list[Row] = [(user, f"{user}@example.org", user, n, n) for n, user in enumerate(("ada", "bob", "eve"))]
+    write_projected(folder / "projected-0.parquet", "worker", rows, {row[0]: row for row in rows})
     Journal(Memory()).write(folder, 9, counts={"positions drawn": drawn})
 
 
@@ -241,6 +246,26 @@ PLANTED: list[tuple[str, str, str]] = [
     ("a restart changes nothing", "restarted", "SELECT * REPLACE (position + (position > 9)::INT AS position) FROM t"),
     ("what is stored does not change", "prefixes", "SELECT * REPLACE (digest + taken_ns AS digest) FROM t"),
     ("what is stored does not change", "prefixes", "SELECT * REPLACE (events + taken_ns AS events) FROM t"),
+    (
+        "projections equal the fold of the events",
+        "projected",
+        "SELECT * REPLACE (digest + (key = 'bob')::BIGINT AS digest) FROM t",
+    ),
+    (
+        "projections equal the fold of the events",
+        "projected",
+        "SELECT * REPLACE (if(key = 'bob', NULL, digest) AS digest) FROM t",
+    ),
+    (
+        "projections equal the fold of the events",
+        "projected",
+        "SELECT * REPLACE (if(key = 'bob', NULL, expected) AS expected) FROM t",
+    ),
+    (
+        "projections equal the fold of the events",
+        "projected",
+        "SELECT * FROM t UNION ALL SELECT * FROM t WHERE key = 'bob'",
+    ),
 ]
 
 
@@ -277,7 +302,7 @@ def test_planted_evidence_is_found(name: str, table: str, sql: str, clean: Path,
 def test_every_checker_has_evidence_planted_for_it_and_every_mutant_a_checker() -> None:
     assert {name for name, _, _ in PLANTED} == {c.name for c in CHECKERS}
     assert CAUGHT_BY.keys() == MUTANTS.keys()
-    assert {c.id for c in CHECKERS} == {f"V{n}" for n in range(1, 17)} and len({c.name for c in CHECKERS}) == len(
+    assert {c.id for c in CHECKERS} == {f"V{n}" for n in range(1, 18)} and len({c.name for c in CHECKERS}) == len(
         CHECKERS
     )
 

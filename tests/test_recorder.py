@@ -38,12 +38,18 @@ def words(path: Path) -> list[list[int]]:
     return np.fromfile(path, np.int64).reshape(-1, len(SAMPLE_WORDS)).tolist()
 
 
-@given(st.sampled_from(Outcome), st.sampled_from(Phase), st.integers(0, 10_000), st.integers(0, 2**31 - 1))
-def test_the_packed_word_gives_back_what_was_put_in(outcome: int, phase: int, attempts: int, events: int) -> None:
-    word = packed(outcome, phase, attempts, events)
-    assert (word & 0xFF, word >> 8 & 0xFF, word >> 24 & 0xFF, word >> 32) == (
+COUNT = st.integers(0, 10_000)
+
+
+@given(st.sampled_from(Outcome), st.sampled_from(Phase), COUNT, st.integers(0, 2**31 - 1), COUNT)
+def test_the_packed_word_gives_back_what_was_put_in(
+    outcome: int, phase: int, attempts: int, events: int, conflicts: int
+) -> None:
+    word = packed(outcome, phase, attempts, events, conflicts)
+    assert (word & 0xFF, word >> 8 & 0x7F, word >> 16 & 0xFF, word >> 24 & 0xFF, word >> 32) == (
         outcome,
         phase,
+        min(conflicts, 255),
         min(attempts, 255),
         events,
     )

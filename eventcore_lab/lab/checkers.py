@@ -1,7 +1,8 @@
 """Was it still correct? Each checker holds one invariant against a run's evidence: what was asked, what is there now.
 
 Checkers see only the tables of `lab.evidence`. One that found nothing to look at says `not tested`, never `passed`; one
-that breaks makes the verdict inconclusive. `invariants_written` and `invariants_read` have the checkers themselves.
+that breaks makes the verdict inconclusive. `invariants_written`, `invariants_read` and `invariants_projected` have the checkers
+themselves.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from msgspec import Struct
 
 from eventcore_lab.lab.evidence import Evidence, line_of, opened
 from eventcore_lab.lab.invariant import Invariant
+from eventcore_lab.lab.invariants_projected import INVARIANTS_PROJECTED
 from eventcore_lab.lab.invariants_read import INVARIANTS_READ
 from eventcore_lab.lab.invariants_written import INVARIANTS_WRITTEN
 
 EXAMPLES_MAX = 3
-CHECKERS: tuple[Invariant, ...] = (*INVARIANTS_WRITTEN, *INVARIANTS_READ)
+CHECKERS: tuple[Invariant, ...] = (*INVARIANTS_WRITTEN, *INVARIANTS_READ, *INVARIANTS_PROJECTED)
 
 
 class Finding(Struct, frozen=True):
     """What one checker found: `passed`, `violated`, `not tested` or `broken`; `looked_at` things, `wrong` of them. `id`
-    is the invariant's number, V1 to V16; some have several checkers."""
+    is the invariant's number, V1 to V17; some have several checkers."""
 
     id: str
     name: str

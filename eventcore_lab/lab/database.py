@@ -305,8 +305,8 @@ def _samples(part: Path) -> pa.Table:
     columns = {name: rows[:, i] for i, name in enumerate(SAMPLE_WORDS[:-1])}
     word = rows[:, -1]
     columns["worker"] = np.full(len(rows), int(part.stem.rpartition("-")[2]))
-    columns["outcome"], columns["phase"] = word & 0xFF, word >> 8 & 0xFF
-    columns["attempts"], columns["events"] = word >> 24 & 0xFF, word >> 32
+    columns["outcome"], columns["phase"] = word & 0xFF, word >> 8 & 0x7F
+    columns["conflicts"], columns["attempts"], columns["events"] = word >> 16 & 0xFF, word >> 24 & 0xFF, word >> 32
     return pa.table(columns)
 
 

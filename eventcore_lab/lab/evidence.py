@@ -30,6 +30,7 @@ LOST = {
     "joint_reads": "no streams were read together",
     "prefixes": "no digest was taken",
     "counts": "nothing was counted",
+    "projected": "no read model was kept",
 }
 """Why an invariant is not tested when a table of evidence is not there."""
 

@@ -145,7 +145,7 @@ class Run:
         found |= {"memory": self._memory(), "memory_growth": (self._memory_growth(), "of the loader")}
         found |= {"cpu": (self._gauge_mean("machine", "busy_percent"), "busy share of the whole machine")}
         found |= {
-            "conflicts/attempts": (self._share(Outcome.CONFLICT), ""),
+            "conflicts/attempts": (self._conflicts(), ""),
             "failures/attempts": (self._share(Outcome.FAILED, *CENSORED), "failed, unknown or dropped"),
         }
         return {name: Figure(name, *found[name][:1], self.run_id, found[name][1]) for name in UNITS}
@@ -189,11 +189,28 @@ class Run:
         return stats.Estimate(peaks[largest] / MIB, math.nan, math.nan, n), note
 
     def _memory_growth(self) -> stats.Estimate:
-        """PSS of the loader at the end of the steady part less that at its begin, in MiB."""
-        series = self.gauge("loader", "pss_bytes")["value"].to_numpy() / MIB
-        if len(series) < 2:
+        """How much the loader's PSS grows over the steady part, in MiB, by its slope; of few looks the last less the first."""
+        series = self.gauge("loader", "pss_bytes")
+        return stats.growth(series["t_ns"].to_numpy() / NS_PER_S, series["value"].to_numpy() / MIB)
+
+    def _conflicts(self) -> stats.Estimate:
+        """The share of all tries, retries included, that met a conflict, in percent."""
+        is_conflict = (pl.col("outcome") == int(Outcome.CONFLICT)).cast(pl.Int32)
+        rows = self.steady.select(
+            "due_ns",
+            pl.col("attempts").clip(1),
+            pl.col("conflicts").fill_null(is_conflict),  # NULL: of an older version
+        )
+        if not len(rows):
             return stats.NOTHING
-        return stats.Estimate(float(series[-1] - series[0]), math.nan, math.nan, len(series))
+        block_of = self._block_of(rows["due_ns"].to_numpy())
+        tries, conflicts = (
+            np.bincount(block_of, weights=rows[name].to_numpy(), minlength=stats.BLOCKS)
+            for name in ("attempts", "conflicts")
+        )
+        interval = stats.mean_with_interval(100 * conflicts[tries > 0] / tries[tries > 0], len(rows))
+        share = 100 * float(conflicts.sum() / tries.sum())
+        return stats.Estimate(share, max(min(interval.low, share), 0.0), max(interval.high, share), len(rows))
 
     def _share(self, *outcomes: Outcome) -> stats.Estimate:
         n = len(self.steady)
@@ -245,8 +262,20 @@ class Run:
 
     def facts(self) -> dict[str, Any]:
         """What the reader of a report must know besides the figures."""
-        keys = ("run_id", "store", "server", "durability", "workload", "pacer", "duration_s", "connections", "status")
-        return {key: self.row[key] for key in keys}
+        keys = (
+            "run_id",
+            "store",
+            "server",
+            "durability",
+            "workload",
+            "executor",
+            "projection",
+            "pacer",
+            "duration_s",
+            "connections",
+            "status",
+        )
+        return {key: self.row[key] for key in keys if key != "projection" or self.row[key]}
 
 
 BINS, SAMPLES_PER_BIN = 60, 20

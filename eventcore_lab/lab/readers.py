@@ -4,7 +4,7 @@ delivered  how many times it was given an event
 skipped    stored events that it was never given; NULL where the store was not read back
 repeated   how many of those deliveries were of an event it had been given before
 reordered  how many had a position that was not above the one delivered just before
-lag_…_ns   from the end of the operation that wrote the event (acknowledged, in the steady part) to its first delivery;
+lag_…_ns   from the end of the operation (or batch) that wrote the event (acknowledged, in the steady part) to its delivery;
            0 where the reader was first; order statistic ⌈pn⌉, NULL where it falls among those that were never delivered
 late_ns    from the last acknowledgement of the load to the last event's delivery; 0 where the reader had kept up
 """
@@ -37,7 +37,11 @@ missing AS (
 acknowledged AS (
     SELECT w.event_id, s.phase, s.ended_ns FROM writes AS w
     JOIN samples AS s ON s.run_id = $run_id AND s.worker = w.worker AND s.operation = w.operation
-    WHERE w.outcome = {int(Outcome.OK)} AND w.event_id IS NOT NULL AND s.outcome = {int(Outcome.OK)}),
+    WHERE w.outcome = {int(Outcome.OK)} AND w.event_id IS NOT NULL AND s.outcome = {int(Outcome.OK)}
+    UNION ALL  -- an append that is several operations' (those put together in batches) counts from its own end
+    SELECT w.event_id, CASE WHEN w.began_ns >= r.warmup_s * 1e9 THEN {int(Phase.STEADY)} ELSE {int(Phase.WARMUP)} END,
+           w.ended_ns FROM writes AS w, runs AS r
+    WHERE r.run_id = $run_id AND w.operation < 0 AND w.outcome = {int(Outcome.OK)} AND w.event_id IS NOT NULL),
 lags AS (
     SELECT d.reader, CASE WHEN f.seen_ns IS NOT NULL THEN greatest(f.seen_ns - a.ended_ns, 0) END AS lag_ns,
            row_number() OVER (PARTITION BY d.reader ORDER BY f.seen_ns - a.ended_ns NULLS LAST) AS rank,

@@ -100,3 +100,17 @@ def mean_with_interval(block_values: NDArray[np.float64], n: int) -> Estimate:
         return Estimate(mean, math.nan, math.nan, n)
     half = float(scipy_stats.t.ppf(1 - (1 - CONFIDENCE) / 2, count - 1) * np.std(block_values, ddof=1) / count**0.5)
     return Estimate(mean, mean - half, mean + half, n)
+
+
+def growth(t_s: NDArray[np.float64], values: NDArray[np.float64]) -> Estimate:
+    """By how much `values` grow from the first to the last of the instants `t_s`: the median slope of all pairs times the
+    span, with its 95 % interval (Theil and Sen; scipy.stats.theilslopes). Of fewer than BLOCKS_MIN values the last less
+    the first, without an interval."""
+    n = len(values)
+    if n < 2:
+        return NOTHING
+    if n < BLOCKS_MIN:
+        return Estimate(float(values[-1] - values[0]), math.nan, math.nan, n)
+    found = scipy_stats.theilslopes(values, t_s, alpha=CONFIDENCE)
+    span_s = float(t_s[-1] - t_s[0])
+    return Estimate(found.slope * span_s, found.low_slope * span_s, found.high_slope * span_s, n)

@@ -138,9 +138,11 @@ def _performer(load: Load, stop: Stop) -> Callable[[int, Any, int, int], Any]:
             outcome = outcome_of(error)
             if outcome is not Outcome.CONFLICT:
                 _count(stop, error)
+            elif not attempt.conflicts:  # of an append without an executor
+                attempt.conflicts = 1
         ended_ns = now_ns() - start_ns
         acquired_ns = attempt.acquired_ns - start_ns if attempt.acquired_ns else began_ns
-        word = packed(outcome, phase, attempt.attempts, events)
+        word = packed(outcome, phase, attempt.attempts, events, attempt.conflicts)
         recorder.end(row, k, due_ns, offered_ns, began_ns, acquired_ns, ended_ns, attempt.backoff_ns, word)
 
     return perform_one

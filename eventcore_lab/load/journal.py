@@ -142,7 +142,11 @@ class Journal(Wrapper):
         self._note_read([found], began_ns, now_ns())
         return found
 
-    async def read_streams(self, streams: Sequence[StreamId]) -> list[StreamSlice]:
+    async def read_streams(
+        self, streams: Sequence[StreamId], from_versions: Sequence[int] | None = None
+    ) -> list[StreamSlice]:
+        if from_versions is not None:
+            return await self.inner.read_streams(streams, from_versions)
         began_ns = now_ns()
         found = await self.inner.read_streams(streams)
         if self._note_read(found, began_ns, now_ns()):

@@ -1,9 +1,9 @@
 """The process that puts the load on: `python -m eventcore_lab.load.worker`, told what to do on standard input.
 
 It is a process of its own so that neither a notebook's kernel nor the recording of gauges disturbs it, and it is
-started by name, not forked or spawned from `__main__`, so that a script needs no guard. One JSON line each way:
-the job, then `ready` / `go START_NS` / `loaded` / `verify` / `done`; `stop` ends the load early. When the input closes,
-the parent is gone: what was recorded is kept in the spool and the process ends.
+started by name, not forked or spawned from `__main__`, so that a script needs no guard. One JSON line each way: the job,
+then `ready` / `populate` / `populated` / `go START_NS` / `loaded` / `verify` / `done`; `stop` ends the load early. When the
+input closes, the parent is gone: what was recorded is kept in the spool and the process ends.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -24,7 +24,8 @@ import uvloop
 from msgspec import Struct
 
 from eventcore_lab.clock import WallClock
-from eventcore_lab.events import StoreError
+from eventcore_lab.commands import Executor, executors
+from eventcore_lab.events import StoreError, StreamWrite
 from eventcore_lab.load.drive import Load, Stop, drive
 from eventcore_lab.load.journal import Journal, prefix, read_back
 from eventcore_lab.load.pacers import pacers
@@ -32,6 +33,9 @@ from eventcore_lab.load.recorder import Recorder
 from eventcore_lab.load.workloads import workloads
 from eventcore_lab.stores import Address, PoolSettings, Store, stores
 from eventcore_lab.stores.wrapper import positions_drawn
+
+POPULATE_REQUESTS, POPULATE_EVENTS = 500, 5_000
+"""Appends, and events unless it is one append, to a round trip while the store is filled."""
 
 
 class Job(Struct, frozen=True, kw_only=True):
@@ -44,6 +48,7 @@ class Job(Struct, frozen=True, kw_only=True):
     store: str
     address: Address
     workload: str
+    executor: str
     pacer: str
     seed: int
     warmup_ns: int
@@ -122,17 +127,23 @@ async def _work(job: Job, store: Store, lines: Lines) -> None:
     journal = Journal(store)
     spool = Path(job.spool)
     clock = WallClock()
+    executor = executors.make(job.executor, store=journal, seed=job.seed)
     with Recorder(spool / f"samples-{job.worker}.i64", job.capacity) as recorder:
-        load = _load(job, clock, recorder, journal)
+        load = _load(job, clock, recorder, journal, executor)
         lines.say("ready", pid=os.getpid(), operations=len(load.due))
+        if (await lines.heard())[0] != "populate":
+            return
+        lines.say("populated", events=await _populated(job, journal, lines.stop))
         word, *rest = await lines.heard()
         if word != "go":
             return
         load.start_ns = int(rest[0])
         _keep_collector_out()
         await drive(load, lines.stop)
+        await executor.close()
     clock.close()
-    lines.say("loaded", reason=lines.stop.reason, failures=lines.stop.failures, begun=recorder.begun)
+    counted = {"reason": lines.stop.reason, "failures": lines.stop.failures, "counts": executor.counts()}
+    lines.say("loaded", begun=recorder.begun, **counted)
     counts = {"offered": _offered(load, lines.stop, recorder)}
     if job.worker == 0:
         with suppress(StoreError):  # a server that is gone says nothing, and what was recorded is kept
@@ -145,12 +156,41 @@ async def _work(job: Job, store: Store, lines: Lines) -> None:
         lines.say("done", stored=count)
 
 
+async def _populated(job: Job, store: Store, stop: Stop) -> int:
+    """Append what the workload needs to find there, many requests to a round trip; the first worker does it for all.
+    Raises StoreError for the first that is refused."""
+    events = 0
+    requests = iter(()) if job.worker else workloads.make(job.workload, seed=job.seed).populate()
+    for chunk in _chunks(requests):
+        if stop.is_set:
+            break
+        for result in await store.append_many(chunk):
+            if isinstance(result, StoreError):
+                raise result
+        events += sum([len(write.events) for writes in chunk for write in writes])
+    return events
+
+
+def _chunks(requests: Iterator[Sequence[StreamWrite]]) -> Iterator[list[Sequence[StreamWrite]]]:
+    chunk: list[Sequence[StreamWrite]] = []
+    events = 0
+    for writes in requests:
+        more = sum([len(write.events) for write in writes])
+        if chunk and (len(chunk) >= POPULATE_REQUESTS or events + more > POPULATE_EVENTS):
+            yield chunk
+            chunk, events = [], 0
+        chunk.append(writes)
+        events += more
+    if chunk:
+        yield chunk
+
+
 def _offered(load: Load, stop: Stop, recorder: Recorder) -> int:
     """How many operations there were to do: an open loop that was not stopped says so without looking at its samples."""
     return recorder.begun if load.callers or stop.is_set else len(load.due)
 
 
-def _load(job: Job, clock: WallClock, recorder: Recorder, journal: Journal) -> Load:
+def _load(job: Job, clock: WallClock, recorder: Recorder, journal: Journal, executor: Executor) -> Load:
     """The job as the hot loop wants it: this worker's stripe of the one schedule, everything made beforehand."""
     pacer = pacers.make(job.pacer)
     workload = workloads.make(job.workload, seed=job.seed)
@@ -160,7 +200,7 @@ def _load(job: Job, clock: WallClock, recorder: Recorder, journal: Journal) -> L
         clock=clock,
         recorder=recorder,
         prepare=workload.prepare,
-        perform=workload.start(journal),
+        perform=workload.start(journal, executor),
         start_ns=0,
         warmup_ns=job.warmup_ns,
         total_ns=job.total_ns,

@@ -15,7 +15,6 @@ from typing import Any, Generic, Protocol, TypeVar
 import msgspec
 
 from eventcore_lab.events import OutcomeUnknown, StoreError, StoreUnreachable
-from eventcore_lab.load.follower import FollowerJob
 
 START_TIMEOUT_S = 60.0
 _ERRORS = {kind.__name__: kind for kind in (StoreError, StoreUnreachable, OutcomeUnknown)}
@@ -114,18 +113,18 @@ class Worker(Generic[J]):
             self._log.unlink()
 
 
-class Followers:
-    """The readers that follow the store while the load runs; with no jobs, nothing. Use `spawned`."""
+class Followers(Generic[J]):
+    """Those who follow the store while the load runs, readers and projectors; with no jobs, nothing. Use `spawned`."""
 
-    def __init__(self, followers: list[Worker[FollowerJob]]) -> None:
+    def __init__(self, followers: list[Worker[J]]) -> None:
         self._followers = followers
         self._ends: list[asyncio.Future[dict[str, Any]]] = []
 
     @classmethod
     @asynccontextmanager
-    async def spawned(cls, jobs: Sequence[FollowerJob], lock: int) -> AsyncIterator[Followers]:
+    async def spawned(cls, jobs: Sequence[J], lock: int) -> AsyncIterator[Followers[J]]:
         """One process per job, ready to follow; ended with the block. Raises what they say instead, or WorkerDied."""
-        followers: list[Worker[FollowerJob]] = []
+        followers: list[Worker[J]] = []
         found = cls(followers)
         try:
             for job in jobs:
@@ -159,8 +158,9 @@ class Followers:
         finally:
             main.cancel()
 
-    async def finish(self) -> list[dict[str, Any]]:
-        """Have them catch up with what is stored now; what each says in the end."""
+    async def finish(self) -> list[tuple[J, dict[str, Any]]]:
+        """Have them catch up with what is stored now; each job and what its process says in the end."""
         for follower in self._followers:
             await follower.say("finish")
-        return await asyncio.gather(*self._ends)
+        said = await asyncio.gather(*self._ends)
+        return [(follower.job, facts) for follower, facts in zip(self._followers, said, strict=True)]

@@ -47,7 +47,7 @@ from eventcore_lab.events import (
 )
 from eventcore_lab.schema import current_attempt
 from eventcore_lab.stores.pool import explained
-from eventcore_lab.stores.protocol import Lease, PoolSettings
+from eventcore_lab.stores.protocol import Lease, PoolSettings, each_from
 
 SCHEMA_SQL = files("eventcore_lab.stores").joinpath("sql/chapter.sql").read_text()
 UNIQUE_SQL = SCHEMA_SQL + "DROP INDEX events_by_stream;\nALTER TABLE events ADD UNIQUE (stream_id, version);\n"
@@ -188,9 +188,11 @@ class Chapter:
         asked_for = 0 if from_version <= 1 and limit is None else from_version
         return StreamSlice(stream, events[-1].version if events else asked_for, events)
 
-    async def read_streams(self, streams: Sequence[StreamId]) -> list[StreamSlice]:
+    async def read_streams(
+        self, streams: Sequence[StreamId], from_versions: Sequence[int] | None = None
+    ) -> list[StreamSlice]:
         """A query each, at the same time, on as many connections."""
-        return list(await asyncio.gather(*[self.read_stream(stream) for stream in streams]))
+        return list(await asyncio.gather(*[self.read_stream(*each) for each in each_from(streams, from_versions)]))
 
     async def read_all(self, after: Position = 0, limit: int = 1000, where: Filter = EVERYTHING) -> list[StoredEvent]:
         if where != EVERYTHING:

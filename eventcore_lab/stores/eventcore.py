@@ -43,7 +43,7 @@ from eventcore_lab.events import (
     new_event_id,
 )
 from eventcore_lab.stores.pool import Connection, Pool
-from eventcore_lab.stores.protocol import Lease, PoolSettings, one_by_one
+from eventcore_lab.stores.protocol import Lease, PoolSettings, each_from, one_by_one
 
 SCHEMA_SQL = files("eventcore_lab.stores").joinpath("sql/eventcore.sql").read_text()
 
@@ -137,9 +137,11 @@ class EventCore:
             head = min(head, from_version - 1)
         return StreamSlice(stream, head, events)
 
-    async def read_streams(self, streams: Sequence[StreamId]) -> list[StreamSlice]:
+    async def read_streams(
+        self, streams: Sequence[StreamId], from_versions: Sequence[int] | None = None
+    ) -> list[StreamSlice]:
         """One after the other, as EventCore's commands do."""
-        return [await self.read_stream(stream) for stream in streams]
+        return [await self.read_stream(*each) for each in each_from(streams, from_versions)]
 
     async def read_all(self, after: Position = 0, limit: int = 1000, where: Filter = EVERYTHING) -> list[StoredEvent]:
         if where == EVERYTHING:

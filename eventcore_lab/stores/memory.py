@@ -23,7 +23,7 @@ from eventcore_lab.events import (
     VersionConflict,
     check_distinct,
 )
-from eventcore_lab.stores.protocol import Address, Lease, Place, PoolSettings, Store, stores
+from eventcore_lab.stores.protocol import Address, Lease, Place, PoolSettings, Store, each_from, stores
 
 
 class Memory:
@@ -86,8 +86,10 @@ class Memory:
         first = max(from_version, 1) - 1
         return StreamSlice(stream, len(events), tuple(events[first : None if limit is None else first + limit]))
 
-    async def read_streams(self, streams: Sequence[StreamId]) -> list[StreamSlice]:
-        return [StreamSlice(s, len(self._streams.get(s, ())), tuple(self._streams.get(s, ()))) for s in streams]
+    async def read_streams(
+        self, streams: Sequence[StreamId], from_versions: Sequence[int] | None = None
+    ) -> list[StreamSlice]:
+        return [await self.read_stream(*each) for each in each_from(streams, from_versions)]
 
     async def read_all(self, after: Position = 0, limit: int = 1000, where: Filter = EVERYTHING) -> list[StoredEvent]:
         if where == EVERYTHING:
@@ -148,7 +150,9 @@ class Null:
     async def read_stream(self, stream: StreamId, from_version: int = 1, limit: int | None = None) -> StreamSlice:
         return StreamSlice(stream, 0)
 
-    async def read_streams(self, streams: Sequence[StreamId]) -> list[StreamSlice]:
+    async def read_streams(
+        self, streams: Sequence[StreamId], from_versions: Sequence[int] | None = None
+    ) -> list[StreamSlice]:
         return [StreamSlice(stream, 0) for stream in streams]
 
     async def read_all(self, after: Position = 0, limit: int = 1000, where: Filter = EVERYTHING) -> list[StoredEvent]:

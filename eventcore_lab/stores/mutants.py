@@ -28,7 +28,7 @@ from eventcore_lab.events import (
     new_event_id,
 )
 from eventcore_lab.spec import UsageError, unknown
-from eventcore_lab.stores.protocol import Address, Driver, Place, PoolSettings, Store, stores
+from eventcore_lab.stores.protocol import Address, Driver, Place, PoolSettings, Store, each_from, stores
 from eventcore_lab.stores.wrapper import Wrapper
 
 _replaced = msgspec.structs.replace
@@ -247,10 +247,12 @@ class OldConflict(Mutant):
 class TornRead(Mutant):
     """Several streams are read one after the other."""
 
-    async def read_streams(self, streams: Sequence[StreamId]) -> list[StreamSlice]:
+    async def read_streams(
+        self, streams: Sequence[StreamId], from_versions: Sequence[int] | None = None
+    ) -> list[StreamSlice]:
         found = []
-        for stream in streams:
-            found.append(await self.inner.read_stream(stream))
+        for each in each_from(streams, from_versions):
+            found.append(await self.inner.read_stream(*each))
             await sleep_s(0)
         return found
 

@@ -1,8 +1,8 @@
 """A small connection pool over asyncpg: connections are kept with their prepared statements and handed out as they are.
 
 asyncpg's own pool resets a connection with a round trip each time it comes back, which halves the rate of one-statement
-appends. Here nothing is reset: every user of this pool sends single statements in autocommit, which leave nothing
-behind, and a connection whose statement was cut off is closed, not reused.
+appends. Here nothing is reset: every user of this pool sends single statements in autocommit, or ends the transaction
+it began, which leave nothing behind, and a connection whose statement was cut off is closed, not reused.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ class Connection:
         """The rows of one statement, prepared on first use."""
         statement = self._statements.get(sql)
         if statement is None:
-            statement = self._statements[sql] = await self.raw.prepare(sql)
+            # Under a name: without asyncpg's own cache it would have none, and every other statement would make the server
+            # parse this one again.
+            name = f"statement_{len(self._statements)}"
+            statement = self._statements[sql] = await self.raw.prepare(sql, name=name)
         rows: list[Any] = await statement.fetch(*arguments)
         return rows
 

@@ -60,8 +60,12 @@ class Store(Protocol):
         """Events with version ≥ `from_version`, at most `limit`. A stream that does not exist is empty, version 0."""
         ...
 
-    async def read_streams(self, streams: Sequence[StreamId]) -> list[StreamSlice]:
-        """Several whole streams as of one instant, in the order asked for."""
+    async def read_streams(
+        self, streams: Sequence[StreamId], from_versions: Sequence[int] | None = None
+    ) -> list[StreamSlice]:
+        """Several streams as of one instant, in the order asked for: whole, or each from its version in `from_versions`.
+
+        Each slice tells the version its stream had then, also when nothing is there from the version asked for."""
         ...
 
     async def read_all(self, after: Position = 0, limit: int = 1000, where: Filter = EVERYTHING) -> list[StoredEvent]:
@@ -107,6 +111,11 @@ async def one_by_one(
         except StoreError as error:
             results.append(error)
     return results
+
+
+def each_from(streams: Sequence[StreamId], from_versions: Sequence[int] | None) -> list[tuple[StreamId, int]]:
+    """What `read_streams` is asked for, stream by stream."""
+    return list(zip(streams, from_versions or [1] * len(streams), strict=True))
 
 
 class PoolSettings(Struct, frozen=True, kw_only=True):

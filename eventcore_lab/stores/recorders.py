@@ -35,7 +35,7 @@ from eventcore_lab.events import (
     VersionConflict,
     check_distinct,
 )
-from eventcore_lab.stores.protocol import Lease, one_by_one
+from eventcore_lab.stores.protocol import Lease, each_from, one_by_one
 from eventcore_lab.stores.threads import Threads
 
 T = TypeVar("T")
@@ -170,9 +170,11 @@ class Recorders:
             return StreamSlice(stream, 0)
         return StreamSlice(stream, self._head(stream)[0], events)
 
-    async def read_streams(self, streams: Sequence[StreamId]) -> list[StreamSlice]:
+    async def read_streams(
+        self, streams: Sequence[StreamId], from_versions: Sequence[int] | None = None
+    ) -> list[StreamSlice]:
         """One call each, so not of one instant."""
-        return [await self.read_stream(stream) for stream in streams]
+        return [await self.read_stream(*each) for each in each_from(streams, from_versions)]
 
     async def read_all(self, after: Position = 0, limit: int = 1000, where: Filter = EVERYTHING) -> list[StoredEvent]:
         """Types are asked of the recorder, prefix and glob are looked at here, page by page."""

@@ -36,7 +36,7 @@ from eventcore_lab.schema import current_attempt
 from eventcore_lab.spec import unknown
 from eventcore_lab.stores import sqlite_file
 from eventcore_lab.stores.directories import IN_MEMORY, filesystem_of, on_disk
-from eventcore_lab.stores.protocol import Address, Lease, Place, PoolSettings, Store, stores
+from eventcore_lab.stores.protocol import Address, Lease, Place, PoolSettings, Store, each_from, stores
 from eventcore_lab.stores.sqlite_writer import Writer
 from eventcore_lab.stores.threads import Threads
 
@@ -76,8 +76,10 @@ class Sqlite:
     async def read_stream(self, stream: StreamId, from_version: int = 1, limit: int | None = None) -> StreamSlice:
         return await self._readers.do(sqlite_file.read_stream, stream, from_version, limit)
 
-    async def read_streams(self, streams: Sequence[StreamId]) -> list[StreamSlice]:
-        return await self._readers.do(sqlite_file.read_streams, streams)
+    async def read_streams(
+        self, streams: Sequence[StreamId], from_versions: Sequence[int] | None = None
+    ) -> list[StreamSlice]:
+        return await self._readers.do(sqlite_file.read_streams, each_from(streams, from_versions))
 
     async def read_all(self, after: Position = 0, limit: int = 1000, where: Filter = EVERYTHING) -> list[StoredEvent]:
         return await self._readers.do(sqlite_file.read_all, after, limit, where)

@@ -243,10 +243,20 @@ def read_stream(connection: sqlite3.Connection, stream: StreamId, from_version: 
     return StreamSlice(stream, version, tuple(_events(rows)))
 
 
-def read_streams(connection: sqlite3.Connection, streams: Sequence[StreamId]) -> list[StreamSlice]:
+def read_streams(connection: sqlite3.Connection, asked: Sequence[tuple[StreamId, int]]) -> list[StreamSlice]:
+    """Each stream from its version."""
     with _one_instant(connection):
-        found = [connection.execute(_READ_STREAM, (stream, 1, -1)).fetchall() for stream in streams]
-    return [StreamSlice(stream, len(rows), tuple(_events(rows))) for stream, rows in zip(streams, found, strict=True)]
+        found = [
+            (
+                connection.execute(_READ_STREAM, (*each, -1)).fetchall(),
+                connection.execute(_HEAD, each[:1]).fetchone()[0],
+            )
+            for each in asked
+        ]
+    return [
+        StreamSlice(stream, version, tuple(_events(rows)))
+        for (stream, _), (rows, version) in zip(asked, found, strict=True)
+    ]
 
 
 def read_all(connection: sqlite3.Connection, after: Position, limit: int, where: Filter) -> list[StoredEvent]:

@@ -44,8 +44,10 @@ class Wrapper:
     async def read_stream(self, stream: StreamId, from_version: int = 1, limit: int | None = None) -> StreamSlice:
         return await self.inner.read_stream(stream, from_version, limit)
 
-    async def read_streams(self, streams: Sequence[StreamId]) -> list[StreamSlice]:
-        return await self.inner.read_streams(streams)
+    async def read_streams(
+        self, streams: Sequence[StreamId], from_versions: Sequence[int] | None = None
+    ) -> list[StreamSlice]:
+        return await self.inner.read_streams(streams, from_versions)
 
     async def read_all(self, after: Position = 0, limit: int = 1000, where: Filter = EVERYTHING) -> list[StoredEvent]:
         return await self.inner.read_all(after, limit, where)

@@ -13,10 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from eventcore_lab.machine import environment
-from tests.bench import load, stores
+from tests.bench import commands, load, projections, stores
 
 OUT = Path("reports/bench.json")
-FIGURES = (*stores.FIGURES, load.load_record, load.load_null, load.lab_ingest)
+FIGURES = (*stores.FIGURES, *commands.FIGURES, *projections.FIGURES, load.load_record, load.load_null, load.lab_ingest)
 
 
 def main(only: str) -> int:

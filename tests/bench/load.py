@@ -73,11 +73,13 @@ def load_null() -> Figure:
 
 
 async def _bare_rate(n: int = 50_000) -> float:
+    from eventcore_lab.commands import direct
     from eventcore_lab.load.workloads import workloads
     from eventcore_lab.stores.memory import Null
 
     workload = workloads.make("write_events", seed=1)
-    perform = workload.start(Null())
+    store = Null()
+    perform = workload.start(store, direct(store))
     began = now_ns()
     for k in range(n):
         await perform(workload.prepare(k))

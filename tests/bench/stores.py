@@ -35,7 +35,7 @@ OURS, EVENTCORE = "env:BENCH_DSN", "env:BENCH_DSN,store=eventcore"
 
 def stores_append_c10() -> Figure:
     """Our single append by ten callers on ten connections, against pgbench running the bare INSERT on the same server."""
-    with _server() as server:
+    with server_of_our_own() as server:
         what = "single append, 10 connections, to pgbench's bare INSERT"
         ours, theirs = partial(_measured, OURS, 10), partial(_pgbench, server, 10)
         return compared("stores.append_c10", what, 0.75, ours, theirs)
@@ -45,7 +45,7 @@ def stores_grouped_c100() -> Figure:
     """A hundred callers, each append durable, checked and acknowledged by itself, against pgbench's best at any of four
     numbers of clients."""
     arms: dict[str, Callable[[], float]] = {"grouped": partial(_measured, f"grouped({OURS})", 100, connections=4)}
-    with _server() as server:
+    with server_of_our_own() as server:
         arms |= {f"pgbench {n}": partial(_pgbench, server, n) for n in (1, 10, 50, 100)}
         found = interleaved(arms)
     grouped = found.pop("grouped")
@@ -56,7 +56,7 @@ def stores_grouped_c100() -> Figure:
 
 def stores_batch_1000() -> Figure:
     """Appends of a thousand events by one caller, against COPY of the same rows on one connection."""
-    with _server() as server:
+    with server_of_our_own() as server:
         what = "events/s in batches of 1000, to COPY of the same rows"
         ours = partial(_with_store, OURS, _appends_of_1000)
         return compared("stores.batch_1000", what, 0.8, ours, partial(_with_table, server, _copies_of_1000))
@@ -64,7 +64,7 @@ def stores_batch_1000() -> Figure:
 
 def stores_append_peer() -> Figure:
     """Our single append by ten callers, against the PostgreSQL application recorder of the package eventsourcing."""
-    with _server():
+    with server_of_our_own():
         what = "single append, 10 callers, to eventsourcing's PostgreSQL application recorder"
         theirs = partial(_measured, "eventsourcing:server=env:BENCH_DSN", 10)
         return compared("stores.append_peer", what, 6, partial(_measured, OURS, 10), theirs)
@@ -91,7 +91,7 @@ def stores_eventcore_grouped_two() -> Figure:
 
 
 def _to_eventcore(name: str, ours: str, callers: int, streams: int, floor: float) -> Figure:
-    with _server():
+    with server_of_our_own():
         way = "grouped" if ours.startswith("grouped") else "plain"
         what = f"{streams}-stream append, {callers} callers, {way}, to postgres:eventcore"
         arms = [partial(_measured, spec, callers, streams=streams, connections=20) for spec in (ours, EVENTCORE)]
@@ -100,7 +100,7 @@ def _to_eventcore(name: str, ours: str, callers: int, streams: int, floor: float
 
 def stores_read_stream() -> Figure:
     """A stream of a thousand events, against a bare fetch of the same rows."""
-    with _server() as server:
+    with server_of_our_own() as server:
         arms = _Reading(server)
         what = "reading a 1000-event stream, to a bare asyncpg fetch of its rows"
         return compared("stores.read_stream", what, 0.7, arms.stream, arms.stream_bare)
@@ -108,7 +108,7 @@ def stores_read_stream() -> Figure:
 
 def stores_read_all() -> Figure:
     """Everything in pages of a thousand, against a bare fetch of the same pages."""
-    with _server() as server:
+    with server_of_our_own() as server:
         arms = _Reading(server)
         what = "reading everything in pages of 1000, to a bare asyncpg fetch of the same pages"
         return compared("stores.read_all", what, 0.7, arms.pages, arms.pages_bare)
@@ -116,7 +116,7 @@ def stores_read_all() -> Figure:
 
 def stores_stream_memory() -> Figure:
     """How much more memory streaming a million events takes at its peak than streaming ten thousand."""
-    with _server():
+    with server_of_our_own():
         extra = [_with_store(OURS, _peak_growth_bytes) for _ in range(3)]
     allowed = 10 * 2**20
     notes = {"more at the peak, MiB": statistics.median(extra) / 2**20}
@@ -155,7 +155,7 @@ FIGURES = (
 
 
 @contextmanager
-def _server() -> Iterator[EmbeddedServer]:
+def server_of_our_own() -> Iterator[EmbeddedServer]:
     """A server of one's own, which `env:BENCH_DSN` means."""
     with EmbeddedServer() as server:
         os.environ["BENCH_DSN"] = server.dsn

@@ -1,4 +1,4 @@
-"""An experiment as one frozen value, and `measure`: open, warm up, drive, verify, hand over.
+"""`measure`: open, fill, warm up, drive, verify, hand over.
 
 What comes out is a folder in the spool with the facts of the run (schema.py); judging them is the Lab's work.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import hashlib
 import os
 import secrets
 import threading
@@ -24,9 +23,10 @@ from eventcore_lab.clock import NS_PER_S, now_ns, sleep_s
 from eventcore_lab.companions.probes import resources
 from eventcore_lab.companions.series import Series
 from eventcore_lab.events import StoreError
-from eventcore_lab.load.drive import BACKLOG_POLICIES
+from eventcore_lab.experiment.value import CAPACITY_MAX, Experiment
 from eventcore_lab.load.follower import FollowerJob
 from eventcore_lab.load.pacers import pacers
+from eventcore_lab.load.projector import ProjectorJob
 from eventcore_lab.load.recorder import Watcher
 from eventcore_lab.load.worker import Job
 from eventcore_lab.load.workers import START_TIMEOUT_S, Followers, Worker, WorkerDied
@@ -34,95 +34,14 @@ from eventcore_lab.load.workloads import workloads
 from eventcore_lab.machine import environment, environment_id
 from eventcore_lab.progress import Progress, Quiet, Tally
 from eventcore_lab.schema import ENVIRONMENT_FILE, LOCK_FILE, RUN_FILE, SCHEMA_VERSION
-from eventcore_lab.spec import UsageError, parse, unknown
 from eventcore_lab.stores import Place, PoolSettings, stores
 
 CLOSED_LOOP_RATE_MAX = 200_000
 """Operations per second that a closed loop's recorder makes room for; the file is sparse, so room costs nothing."""
-CAPACITY_MAX = 50_000_000
 START_DELAY_NS = 100_000_000
 LOOK_EVERY_S = 0.25
+POPULATE_TIMEOUT_S = 1800.0
 FOLLOWER_CONNECTIONS = 2
-LIMITS: dict[str, tuple[float, float]] = {
-    "duration_s": (0.05, 86_400),
-    "warmup_s": (0, 3_600),
-    "connections": (1, 1_000),
-    "in_flight_max": (1, 10_000),
-    "backlog_max": (0, 1_000_000),
-    "timeout_s": (0.01, 3_600),
-    "seed": (0, 2**63 - 1),
-    "trial": (0, 1_000_000),
-    "followers": (0, 8),
-}
-
-
-class Experiment(Struct, frozen=True, kw_only=True):
-    """What to measure. Scalars only: the same words are notebook parameters, flags and columns of `runs`.
-
-    `connections` is the size of the store's pool. In an open loop at most `in_flight_max` operations run at once,
-    `backlog_max` more arrivals wait, and `backlog_policy` says what becomes of the next: `drop` (it is recorded as
-    dropped), `queue` (it waits outside) or `abort` (the run ends). An operation waits at most `timeout_s` for a
-    connection and again for each answer. `followers` are processes that read the store from its beginning while the load
-    runs, each with a few connections of its own.
-    """
-
-    store: str = "postgres"
-    workload: str = "create_user"
-    pacer: str = "saturate:concurrency=10"
-    duration_s: float = 10.0
-    warmup_s: float = 1.0
-    seed: int = 1
-    connections: int = 20
-    in_flight_max: int = 200
-    backlog_max: int = 10_000
-    backlog_policy: str = "drop"
-    timeout_s: float = 30.0
-    followers: int = 0
-    trial: int = 0
-    label: str = ""
-
-    def __post_init__(self) -> None:
-        for name, (low, high) in LIMITS.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise UsageError(f"{name} must be {low:g} to {high:g}, not {value:g}")
-        if self.backlog_policy not in BACKLOG_POLICIES:
-            raise unknown("backlog_policy", self.backlog_policy, BACKLOG_POLICIES)
-        if self.followers and not stores.make(self.store).is_shared:
-            raise UsageError(f"followers need a store that several processes can open, and {self.store} is not")
-        stores.make(self.store)
-        workloads.make(self.workload, seed=self.seed)
-        self.check_schedule()
-
-    def check_schedule(self) -> None:
-        """Refuse more arrivals than a schedule may hold, before anything is started."""
-        rate = getattr(pacers.make(self.pacer), "rate", 0.0)
-        if rate * (self.duration_s + self.warmup_s) > CAPACITY_MAX / 2:
-            raise UsageError(f"{self.pacer} for {self.duration_s:g} s is too many operations for one run")
-
-    @property
-    def is_closed_loop(self) -> bool:
-        return pacers.make(self.pacer).callers > 0
-
-    @property
-    def title(self) -> str:
-        """What a progress line calls it."""
-        return self.label or f"{self.workload} · {self.pacer}"
-
-    @property
-    def experiment_id(self) -> str:
-        """The same for runs that differ only in trial, seed or label."""
-        same = {k: v for k, v in msgspec.structs.asdict(self).items() if k not in ("trial", "seed", "label")}
-        return hashlib.sha256(msgspec.json.encode(same, order="sorted")).hexdigest()[:12]
-
-
-def with_option(store: str, name: str, value: str | float) -> str:
-    """The spec of a store with one option more: `with_option("postgres:none", "hold_ms", 5)`. A store that has no such
-    option, or has been given it already, stays as it is."""
-    spec = parse(store, "store")
-    if not stores.accepts(store, name) or name in dict(spec.options):
-        return store
-    return str(msgspec.structs.replace(spec, options=(*spec.options, (name, str(value)))))
 
 
 class Measured(Struct, frozen=True):
@@ -235,7 +154,8 @@ class _Run:
                     "read_streams), or add writes=true"
                 )
             worker = await stack.enter_async_context(self._working(place))
-            followers = await stack.enter_async_context(Followers.spawned(self._follower_jobs(place), self._lock))
+            followers = await stack.enter_async_context(Followers.spawned(self._jobs_beside(place), self._lock))
+            await self._populated(worker, series)
             await self._loaded(worker, followers, place, series)
             await self._followed(followers, series)
             if place.is_new:
@@ -279,6 +199,7 @@ class _Run:
             store=e.store,
             address=place.address,
             workload=e.workload,
+            executor=e.executor,
             pacer=e.pacer,
             seed=e.seed,
             warmup_ns=int(e.warmup_s * NS_PER_S),
@@ -295,13 +216,17 @@ class _Run:
         pool = PoolSettings.sized(connections)
         return msgspec.structs.replace(pool, acquire_timeout_s=timeout_s, command_timeout_s=timeout_s)
 
-    def _follower_jobs(self, place: Place) -> list[FollowerJob]:
-        spool, pool = str(self.folder.resolve()), self._pool(FOLLOWER_CONNECTIONS)
-        store, address = self.experiment.store, place.address
-        return [
-            FollowerJob(spool=spool, reader=reader, store=store, address=address, pool=pool)
-            for reader in range(self.experiment.followers)
+    def _jobs_beside(self, place: Place) -> list[FollowerJob | ProjectorJob]:
+        e, spool, pool = self.experiment, str(self.folder.resolve()), self._pool(FOLLOWER_CONNECTIONS)
+        jobs: list[FollowerJob | ProjectorJob] = [
+            FollowerJob(spool=spool, reader=reader, store=e.store, address=place.address, pool=pool)
+            for reader in range(e.followers)
         ]
+        if e.projection:
+            jobs.append(
+                ProjectorJob(spool=spool, projection=e.projection, store=e.store, address=place.address, pool=pool)
+            )
+        return jobs
 
     @asynccontextmanager
     async def _working(self, place: Place) -> AsyncIterator[Worker[Job]]:
@@ -313,7 +238,32 @@ class _Run:
         finally:
             await worker.end()
 
-    async def _loaded(self, worker: Worker[Job], followers: Followers, place: Place, series: Series) -> None:
+    async def _populated(self, worker: Worker[Job], series: Series) -> None:
+        """Have the store filled with what the workload needs to find there: no part of what is measured."""
+        self.progress.phase(self.experiment.title, "filling the store")
+        await worker.say("populate")
+        async with asyncio.timeout(POPULATE_TIMEOUT_S), self._passing_on_a_stop(worker):
+            events = (await worker.heard("populated"))["events"]
+        if events:
+            series.mark("store filled", f"{events} events")
+
+    @asynccontextmanager
+    async def _passing_on_a_stop(self, worker: Worker[Job]) -> AsyncIterator[None]:
+        """Tell the worker when the user wants to stop."""
+
+        async def watch() -> None:
+            while not self.asked.is_set():
+                await sleep_s(LOOK_EVERY_S)
+            await worker.say("stop")
+
+        task = asyncio.ensure_future(watch())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _loaded(self, worker: Worker[Job], followers: Followers[Any], place: Place, series: Series) -> None:
         """The load itself, with the companions around it."""
         e = self.experiment
         sources: dict[str, Callable[[], list[int]]] = {"loader": lambda: [worker.pid], "server": place.server_pids}
@@ -327,6 +277,8 @@ class _Run:
             async with self._watching(worker):
                 loaded = await followers.beside(worker.heard("loaded"))
         series.mark("load ends", loaded["reason"])
+        for name, count in loaded["counts"].items():
+            series.gauge("executor", name, count)
         for text, count in loaded["failures"].items():
             series.mark("failed operations", f"{count} × {text}")
         if loaded["reason"] and not self.asked.is_set():
@@ -357,11 +309,14 @@ class _Run:
             tally.add(watcher.new_rows())
             self.progress.update(self.experiment.title, tally)
 
-    async def _followed(self, followers: Followers, series: Series) -> None:
-        """Have the followers read what the load has left, also after the companions have gone."""
-        for n, done in enumerate(await followers.finish()):
+    async def _followed(self, followers: Followers[Any], series: Series) -> None:
+        """Have those beside the load come to the end of what it has left, also after the companions have gone."""
+        for job, done in await followers.finish():
             suffix = "" if done["has_caught_up"] else ", and had not caught up when its time was over"
-            series.mark("followed", f"reader {n}: {done['delivered']} events{suffix}")
+            if isinstance(job, FollowerJob):
+                series.mark("followed", f"reader {job.reader}: {done['delivered']} events{suffix}")
+            else:
+                series.mark("projected", f"{job.projection}: {done['rows']} rows compared{suffix}")
 
     async def _verified(self, worker: Worker[Job], series: Series) -> None:
         """Have the store read back, after the companions have left: it is no part of what is measured."""

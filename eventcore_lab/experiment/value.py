@@ -1,0 +1,113 @@
+"""What to measure, as one frozen value: the same words in a notebook's parameters, on the command line and in the Lab."""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+from msgspec import Struct
+
+from eventcore_lab.commands import executors
+from eventcore_lab.load.drive import BACKLOG_POLICIES
+from eventcore_lab.load.pacers import pacers
+from eventcore_lab.load.workloads import workloads
+from eventcore_lab.projections import read_models
+from eventcore_lab.spec import UsageError, parse, unknown
+from eventcore_lab.stores import stores
+from eventcore_lab.stores.memory import Null
+
+CAPACITY_MAX = 50_000_000
+LIMITS: dict[str, tuple[float, float]] = {
+    "duration_s": (0.05, 86_400),
+    "warmup_s": (0, 3_600),
+    "connections": (1, 1_000),
+    "in_flight_max": (1, 10_000),
+    "backlog_max": (0, 1_000_000),
+    "timeout_s": (0.01, 3_600),
+    "seed": (0, 2**63 - 1),
+    "trial": (0, 1_000_000),
+    "followers": (0, 8),
+}
+
+
+class Experiment(Struct, frozen=True, kw_only=True):
+    """What to measure. Scalars only: the same words are notebook parameters, flags and columns of `runs`.
+
+    `executor` is what carries out the workload's commands; workloads that put appends or reads on the store do without.
+    `connections` is the size of the store's pool. In an open loop at most `in_flight_max` operations run at once,
+    `backlog_max` more arrivals wait, and `backlog_policy` says what becomes of the next: `drop` (it is recorded as
+    dropped), `queue` (it waits outside) or `abort` (the run ends). An operation waits at most `timeout_s` for a
+    connection and again for each answer. `followers` are processes that read the store from its beginning while the load
+    runs, each with a few connections of its own. `projection` is a read model of the users that one more process keeps up to
+    date, and that is compared with the fold of all events afterwards.
+    """
+
+    store: str = "postgres"
+    workload: str = "create_user"
+    executor: str = "direct"
+    pacer: str = "saturate:concurrency=10"
+    duration_s: float = 10.0
+    warmup_s: float = 1.0
+    seed: int = 1
+    connections: int = 20
+    in_flight_max: int = 200
+    backlog_max: int = 10_000
+    backlog_policy: str = "drop"
+    timeout_s: float = 30.0
+    followers: int = 0
+    projection: str = ""
+    trial: int = 0
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in LIMITS.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise UsageError(f"{name} must be {low:g} to {high:g}, not {value:g}")
+        if self.backlog_policy not in BACKLOG_POLICIES:
+            raise unknown("backlog_policy", self.backlog_policy, BACKLOG_POLICIES)
+        if self.followers and not stores.make(self.store).is_shared:
+            raise UsageError(f"followers need a store that several processes can open, and {self.store} is not")
+        if self.projection:
+            read_models.make(self.projection)
+            if not stores.make(self.store).is_shared:
+                raise UsageError(f"a projection needs a store that several processes can open, and {self.store} is not")
+        stores.make(self.store)
+        self._check_executor()
+        self.check_schedule()
+
+    def _check_executor(self) -> None:
+        executors.make(self.executor, store=Null(), seed=self.seed)
+        uses_commands = workloads.make(self.workload, seed=self.seed).uses_commands
+        if not uses_commands and self.executor != "direct":
+            raise UsageError(f"{self.workload} has no commands, so that {self.executor} would have nothing to execute")
+
+    def check_schedule(self) -> None:
+        """Refuse more arrivals than a schedule may hold, before anything is started."""
+        rate = getattr(pacers.make(self.pacer), "rate", 0.0)
+        if rate * (self.duration_s + self.warmup_s) > CAPACITY_MAX / 2:
+            raise UsageError(f"{self.pacer} for {self.duration_s:g} s is too many operations for one run")
+
+    @property
+    def is_closed_loop(self) -> bool:
+        return pacers.make(self.pacer).callers > 0
+
+    @property
+    def title(self) -> str:
+        """What a progress line calls it."""
+        return self.label or f"{self.workload} · {self.pacer}"
+
+    @property
+    def experiment_id(self) -> str:
+        """The same for runs that differ only in trial, seed or label."""
+        same = {k: v for k, v in msgspec.structs.asdict(self).items() if k not in ("trial", "seed", "label")}
+        return hashlib.sha256(msgspec.json.encode(same, order="sorted")).hexdigest()[:12]
+
+
+def with_option(store: str, name: str, value: str | float) -> str:
+    """The spec of a store with one option more: `with_option("postgres:none", "hold_ms", 5)`. A store that has no such
+    option, or has been given it already, stays as it is."""
+    spec = parse(store, "store")
+    if not stores.accepts(store, name) or name in dict(spec.options):
+        return store
+    return str(msgspec.structs.replace(spec, options=(*spec.options, (name, str(value)))))

@@ -1,0 +1,229 @@
+"""The process that keeps a read model while the load writes: `python -m eventcore_lab.load.projector`, told on standard input.
+
+One JSON line each way, as with a worker: the job, then `ready` (the read model is made) / `go START_NS` / `finish` / `done`.
+While the load runs it tells as gauges how far the read model is behind. After `finish`, said when the load has ended, it
+brings the read model to the store's end, and writes down what it holds and what a plain fold of the events holds: the
+evidence for "is the read model what the events say". When the input closes, the parent is gone and the process ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import ClassVar
+
+import msgspec
+import uvloop
+from msgspec import Struct
+
+from eventcore_lab.clock import NS_PER_S, now_ns, sleep_s
+from eventcore_lab.events import Position, StoreError
+from eventcore_lab.load.evidence import Rows
+from eventcore_lab.load.worker import Lines, one_job
+from eventcore_lab.projections import Kept, read_models, users
+from eventcore_lab.projections.plain import digest, folded
+from eventcore_lab.projections.users import Row
+from eventcore_lab.schema import GAUGES_FILE
+from eventcore_lab.spec import UsageError, parse
+from eventcore_lab.stores import Address, Polling, PoolSettings, Store
+from eventcore_lab.stores.reading import stream_all
+
+FINISH_TIMEOUT_S = 30.0
+SAMPLE_EVERY_S = 0.1
+DENSE_MAX = 2**32
+"""No store here holds so many events: positions above are made of a time or a transaction, and differences count nothing."""
+_LEASE_EVERY_S = 0.020
+_PAGE = 5000
+
+
+class ProjectorJob(Struct, frozen=True, kw_only=True):
+    """What one projector does. `projection`: the spec of a read model; `projector`: its number among those of the run."""
+
+    module: ClassVar[str] = "eventcore_lab.load.projector"
+    spool: str
+    projection: str
+    store: str
+    address: Address
+    pool: PoolSettings
+    projector: int = 0
+    finish_timeout_s: float = FINISH_TIMEOUT_S
+
+    @property
+    def name(self) -> str:
+        return f"projector {self.projector}"
+
+
+class Gauges:
+    """Values of this run's time series from one more process: each line is one write at the file's end, so that lines of
+    several processes do not mix. Times are relative to `start_ns`."""
+
+    def __init__(self, spool: Path, source: str, start_ns: int) -> None:
+        self._source, self._start_ns = source, start_ns
+        self._file = os.open(spool / GAUGES_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+    def tell(self, **values: float) -> None:
+        """Names with their units at the end, all as of now."""
+        row = {"t_ns": now_ns() - self._start_ns, "source": self._source}
+        lines = [msgspec.json.encode({**row, "name": name, "value": float(value)}) for name, value in values.items()]
+        os.write(self._file, b"".join([line + b"\n" for line in lines]))
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+async def _work(job: ProjectorJob, store: Store, lines: Lines) -> None:
+    kept = _kept(job, store)
+    async with _leading(job, store) if kept.relation else nullcontext():  # memory is everybody's own
+        try:
+            await kept.make()
+            lines.say("ready", pid=os.getpid())
+            word, *rest = await lines.heard()
+            if word == "go" and await _kept_until_finish(job, store, kept, lines, int(rest[0])):
+                rows = await _evidence(job, store, kept)
+                lines.say("done", has_caught_up=rows is not None, rows=rows or 0, applied=kept.applied)
+        finally:
+            await kept.close()
+
+
+def _kept(job: ProjectorJob, store: Store) -> Kept:
+    try:
+        return read_models.make(job.projection).kept_in(store)
+    except UsageError as error:  # the parent hears of it as of any refusal
+        raise StoreError(str(error)) from None
+
+
+@asynccontextmanager
+async def _leading(job: ProjectorJob, store: Store) -> AsyncIterator[None]:
+    """As the only one who keeps this read model. The lease of one that was killed is free once the server has noticed."""
+    name = f"projection {parse(job.projection, read_models.kind).name}"
+    deadline_ns = now_ns() + int(job.finish_timeout_s * NS_PER_S)
+    while (lease := await store.try_lead(name)) is None:
+        if now_ns() > deadline_ns:
+            raise StoreError(f"somebody else keeps the read model {job.projection}, for {job.finish_timeout_s:g} s now")
+        await sleep_s(_LEASE_EVERY_S)
+    try:
+        yield
+    finally:
+        await lease.release()
+
+
+# while the load runs
+
+
+async def _kept_until_finish(job: ProjectorJob, store: Store, kept: Kept, lines: Lines, start_ns: int) -> bool:
+    """Whether `finish` was said, and not that the parent is gone."""
+    gauges = Gauges(Path(job.spool), f"projection {parse(job.projection, read_models.kind).name}", start_ns)
+    is_over = asyncio.Event()
+    keeping = asyncio.ensure_future(_keep(kept, gauges, is_over))
+    sampling = asyncio.ensure_future(_sample(store, kept, gauges, is_over))
+    asked = asyncio.ensure_future(lines.heard())
+    try:
+        await asyncio.wait([keeping, sampling, asked], return_when=asyncio.FIRST_COMPLETED)
+        is_over.set()  # and what is under way is finished: a step that is cut off may or may not have happened
+        if not asked.done():
+            await asyncio.gather(keeping, sampling)  # one of them raises: neither ends by itself
+        await asyncio.gather(keeping, sampling)
+        return (await asked)[0] == "finish"
+    finally:
+        for task in (keeping, sampling, asked):
+            task.cancel()
+        await asyncio.gather(keeping, sampling, asked, return_exceptions=True)
+        gauges.close()
+
+
+async def _keep(kept: Kept, gauges: Gauges, is_over: asyncio.Event) -> None:
+    polling = Polling()
+    wait_s = polling.first_s
+    while not is_over.is_set():
+        began_ns = now_ns()
+        step = await kept.step()
+        if step.refresh_ns:
+            gauges.tell(refresh_ms=step.refresh_ns / 1e6)
+        if kept.every_s:
+            wait_s = kept.every_s - (now_ns() - began_ns) / NS_PER_S
+        else:
+            wait_s = polling.first_s if step.applied else min(2 * wait_s, polling.longest_s)
+        await _wait(is_over, 0.0 if step.is_behind else wait_s)
+
+
+async def _sample(store: Store, kept: Kept, gauges: Gauges, is_over: asyncio.Event) -> None:
+    due_ns = now_ns()
+    while not is_over.is_set():
+        with suppress(StoreError):  # a gap in the series; whoever keeps the read model will say what is wrong
+            gauges.tell(**await lag(store, kept), applied_events=kept.applied)
+        due_ns = max(due_ns + int(SAMPLE_EVERY_S * NS_PER_S), now_ns())
+        await _wait(is_over, (due_ns - now_ns()) / NS_PER_S)
+
+
+async def _wait(is_over: asyncio.Event, seconds: float) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(max(seconds, 0)):
+            await is_over.wait()
+
+
+async def lag(store: Store, kept: Kept) -> dict[str, float]:
+    """How far a read model is behind its store: `lag_events`, in positions, where these are numbers that count; `lag_ms`,
+    how long ago the first event that is not in it was recorded, by this machine's clock (0: there is none)."""
+    top, at = await store.last_position(), await kept.reached()
+    found: dict[str, float] = {} if top > DENSE_MAX else {"lag_events": max(0, top - at)}
+    waiting = await store.read_all(at, 1) if at < top else []
+    if waiting and not users.wanted.matches(
+        waiting[0].stream, waiting[0].type
+    ):  # not asked for at once, for it is slower
+        waiting = await store.read_all(at, 1, users.wanted)
+    if not waiting:
+        return found | {"lag_ms": 0.0}
+    if waiting[0].recorded_at_us:
+        found["lag_ms"] = max(0.0, time.time_ns() / 1e6 - waiting[0].recorded_at_us / 1e3)
+    return found
+
+
+# afterwards
+
+
+async def _evidence(job: ProjectorJob, store: Store, kept: Kept) -> int | None:
+    """Write down the read model as of the store's end beside the fold of the same events; the number of rows. None, and
+    nothing written, when it did not come to an end in time."""
+    deadline_ns = now_ns() + int(job.finish_timeout_s * NS_PER_S)
+    while await _reaches(kept, top := await store.last_position(), deadline_ns):
+        rows, expected = await kept.rows(), await folded(stream_all(store, page=_PAGE))
+        if await store.last_position() == top:  # else something came between the two
+            path = Path(job.spool) / f"projected-{job.projector}.parquet"
+            return write_projected(path, job.projection, rows, expected)
+    return None
+
+
+async def _reaches(kept: Kept, top: Position, deadline_ns: int) -> bool:
+    while now_ns() < deadline_ns:
+        step = await kept.step()
+        if not step.is_behind and await kept.reached() >= top:
+            return True
+        await sleep_s(0 if step.is_behind else Polling().first_s)
+    return False
+
+
+def write_projected(path: Path, projection: str, rows: list[Row], expected: dict[str, Row]) -> int:
+    """A file of `projected`: every row of the read model beside the one it should be, and those that it has not."""
+    missing = expected.keys() - {row[0] for row in rows}
+    with Rows(path, "projected") as file:
+        for row in rows:
+            should_be = expected.get(row[0])
+            file.add((projection, row[0], digest(row), None if should_be is None else digest(should_be)))
+        for user_id in missing:
+            file.add((projection, user_id, None, digest(expected[user_id])))
+    return file.count
+
+
+def run_projector() -> None:
+    """Entry point. SIGINT belongs to the parent, which says `finish`; SIGTERM ends the process at once."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    uvloop.run(one_job(ProjectorJob, _work))
+
+
+if __name__ == "__main__":
+    run_projector()

@@ -1,0 +1,16 @@
+"""What is asked of a store. Importing this registers every workload."""
+
+from eventcore_lab.load.workloads import appends as appends
+from eventcore_lab.load.workloads import commands as commands
+from eventcore_lab.load.workloads import reads as reads
+from eventcore_lab.load.workloads.appends import WriteEvents
+from eventcore_lab.load.workloads.workload import (
+    EVENTS_PER_APPEND_MAX,
+    REJECTED,
+    Performer,
+    Workload,
+    mixed,
+    workloads,
+)
+
+__all__ = ["EVENTS_PER_APPEND_MAX", "REJECTED", "Performer", "Workload", "WriteEvents", "mixed", "workloads"]
