@@ -108,7 +108,7 @@ class Crowd:
             **self.settings,
         )
         tasks = []
-        async with asyncio.timeout(1e5):
+        async with asyncio.timeout(60):
             for item in self.items:
                 await self._pause()
                 tasks.append(asyncio.ensure_future(self._call(item)))
@@ -241,7 +241,8 @@ async def test_a_batch_that_is_cut_off_is_unknown_to_its_callers_and_the_next_on
         return list(items)
 
     batcher: Batcher[int, int] = Batcher(process, delay_s=0, size=2)
-    results = await asyncio.gather(*begun(batcher, 0, 1, 2), return_exceptions=True)
+    async with asyncio.timeout(5):
+        results = await asyncio.gather(*begun(batcher, 0, 1, 2), return_exceptions=True)
     assert [type(r) for r in results] == [OutcomeUnknown, OutcomeUnknown, int]
 
 
@@ -335,8 +336,10 @@ async def test_what_callers_ask_who_have_just_been_answered_goes_together() -> N
 
     tasks = [asyncio.ensure_future(caller(n)) for n in range(5)]
     await settle()
+    tasks += begun(batcher, 5)
+    await settle()
     await held.let(0)
-    assert held.batches == [[0, 1, 2, 3, 4]] * 2
+    assert held.batches == [[0, 1, 2, 3, 4], [5, 0, 1, 2, 3, 4]]
     await held.let(1)
     await asyncio.gather(*tasks)
 
@@ -388,7 +391,8 @@ def test_with_a_delay_a_batch_goes_when_it_is_full_or_its_first_item_has_waited_
         for n, at_ms in enumerate(arrivals_ms):
             await clock.sleep_until(at_ms * 1_000_000)
             tasks += begun(batcher, n)
-        assert await asyncio.gather(*tasks) == list(range(len(arrivals_ms)))
+        async with asyncio.timeout(60):
+            assert await asyncio.gather(*tasks) == list(range(len(arrivals_ms)))
 
     clock = VirtualClock()
     clock.run(whole(clock))

@@ -4,6 +4,7 @@ around it, and that nobody pays for another's rejection, mistake, conflict or ba
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -119,6 +120,20 @@ def test_long_chains_on_few_streams_come_to_what_a_serial_execution_gives(
     crowd.judge()
 
 
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32), in_flight=st.integers(1, 4), size=st.integers(1, 10))
+def test_batches_under_way_at_a_time_never_conflict_with_each_other(seed: int, in_flight: int, size: int) -> None:
+    """No stream that is written is in two of them. Nobody else writes, and no retry is allowed."""
+    chance = random.Random(seed)
+    drawn = (drawn_command(chance) for _ in itertools.count())
+    commands = list(itertools.islice((c for c in drawn if not getattr(c, "policy", "")), 60))
+    spec = f"batching(direct:retries=0):delay_ms=0,in_flight={in_flight},size={size}"
+    crowd = Crowd([spec], seed, clients=20, commands=commands)
+    crowd.judge()
+    assert {type(t.outcome) for t in crowd.tried} <= {Executed, CommandRejected}
+    assert all(t.outcome.attempts == 1 for t in crowd.tried if isinstance(t.outcome, Executed))
+
+
 def test_the_crowds_of_these_tests_meet_enough_of_everything() -> None:
     kinds: Counter[str] = Counter()
     for seed in range(15):
@@ -223,6 +238,38 @@ async def test_commands_that_only_read_a_stream_in_common_go_together() -> None:
     results = await execute_all(executor, mixed)
     assert [isinstance(r, Executed) for r in results] == [True, True] + [False] * 9
     assert store.calls == [10, 1, 1], "the law in a round between"
+
+
+class Look(Struct, frozen=True):
+    """Only looks at two accounts; rejected when there is less than so much in them."""
+
+    least: int
+    only_reads = (account_stream("0"), account_stream("1"))
+
+    @property
+    def streams(self) -> Mapping[StreamId, Fold]:
+        return Transfer("0", "1", 1).streams
+
+    def decide(self, states: Mapping[StreamId, Any]) -> Sequence[tuple[StreamId, NewEvent]]:
+        if sum(states.values()) < self.least:
+            raise CommandRejected(f"{sum(states.values())} is less than {self.least}")
+        return []
+
+
+@pytest.mark.parametrize("spec", [AT_ONCE, "batching(direct):delay_ms=0", "parallel(cached(direct))", "direct"])
+async def test_commands_that_only_read_write_nothing_and_are_told_what_holds(spec: str) -> None:
+    memory = await prepared(cents=(100, 50))
+    executor = executors.make(spec, store=memory)
+    commands: list[Command] = [Look(150), Look(151), Transfer("0", "1", 7), Look(150), Look(151)]
+    for n in range(2):
+        results = await execute_all(executor, commands)
+        assert [isinstance(r, Executed) for r in results] == [True, False, True, True, False]
+        assert [r.versions for r in results if isinstance(r, Executed)] == [
+            (n + 1, n + 1),
+            (n + 2, n + 2),
+            (n + 2, n + 2),
+        ]
+    assert await memory.last_position() == 7
 
 
 async def test_commands_that_share_streams_otherwise_go_in_rounds_in_their_order() -> None:

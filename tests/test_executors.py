@@ -36,9 +36,10 @@ from eventcore_lab.commands import (
     executors,
     snapshots,
 )
-from eventcore_lab.commands.bank import ACCOUNT, account_stream
+from eventcore_lab.commands.bank import ACCOUNT, TRANSFERS, account_stream
 from eventcore_lab.commands.command import Said
 from eventcore_lab.commands.executor import after_events
+from eventcore_lab.commands.inventory import STOCK
 from eventcore_lab.commands.memory import NOTHING, SNAPSHOTS_IN_FLIGHT, Cache, Snapshots, States, Wanted
 from eventcore_lab.commands.users import USER, user_stream
 from eventcore_lab.events import ANY, AppendResult, NewEvent, Snapshot, StoreError, StreamId, StreamWrite
@@ -510,16 +511,16 @@ async def told_of(executor: Executor, command: Command) -> Any:
     return done.versions, said(noted.decisions[-1])
 
 
-FOLDS = {fold.name: fold for fold in (ACCOUNT, USER, COUNT)}
+FOLDS = {fold.name: fold for fold in (ACCOUNT, TRANSFERS, USER, STOCK, COUNT)}
 
 
 def assert_snapshots_true(store: Memory) -> None:
     history = History(store._all)
     for key, snapshot in store._snapshots.items():
         name, _, stream = key.partition("/")
-        if (fold := FOLDS.get(name)) is not None:
-            state = history.state_of_first(StreamId(stream), fold, snapshot.versions[StreamId(stream)])
-            assert msgspec.json.decode(snapshot.state, type=fold.kind) == state
+        fold = FOLDS[name]
+        state = history.state_of_first(StreamId(stream), fold, snapshot.versions[StreamId(stream)])
+        assert msgspec.json.decode(snapshot.state, type=fold.kind) == state
 
 
 async def test_loading_that_fails_fails_the_command_and_writes_nothing() -> None:

@@ -63,6 +63,8 @@ from eventcore_lab.stores.wrapper import Wrapper
 Decided = list[tuple[StreamId, NewEvent]]
 POISON = "poison"
 """In the data of an event: what `Unreliable` cannot hold."""
+ASKED_MAX = 300
+"""How often a command, or a store, may be asked in a test: else one that is tried for ever would hang instead of failing."""
 
 
 # --- stores ---------------------------------------------------------------------------------------------------------
@@ -180,6 +182,7 @@ class Counting(Wrapper):
     async def append(self, writes: Sequence[StreamWrite]) -> AppendResult:
         self.appends.append(list(writes))
         self.calls.append(1)
+        assert len(self.calls) < ASKED_MAX, "tried for ever"
         return await super().append(writes)
 
     async def append_many(self, requests: Sequence[Sequence[StreamWrite]]) -> list[AppendResult | StoreError]:
@@ -271,6 +274,7 @@ class Noted:
     def __init__(self, command: Command) -> None:
         self.command = command
         self.decisions: list[Decided] = []
+        self.asked = 0
 
     @property
     def streams(self) -> Mapping[StreamId, Fold]:
@@ -281,6 +285,8 @@ class Noted:
         return only_reads(self.command)
 
     def decide(self, states: Mapping[StreamId, Any]) -> Sequence[tuple[StreamId, NewEvent]]:
+        self.asked += 1
+        assert self.asked < ASKED_MAX, f"{self.command} is tried for ever"
         self.decisions.append(list(self.command.decide(states)))
         return self.decisions[-1]
 

@@ -41,7 +41,7 @@ def received(quantity: int) -> NewEvent:
 
 
 class ReserveStock(Struct, frozen=True):
-    """Reserves pieces of an article for an order; rejected when fewer are left."""
+    """Reserves pieces of an article for an order; rejected when fewer are left, and for less than one."""
 
     article: str
     order: str
@@ -53,6 +53,8 @@ class ReserveStock(Struct, frozen=True):
 
     def decide(self, states: Mapping[StreamId, int]) -> Sequence[tuple[StreamId, NewEvent]]:
         [(stream, available)] = states.items()
+        if self.quantity < 1:
+            raise CommandRejected("a reservation is of one piece at least")
         if available < self.quantity:
             raise CommandRejected(f"{available} pieces of {self.article} are left, fewer than {self.quantity}")
         data = msgspec.json.encode({"order": self.order, "quantity": self.quantity})

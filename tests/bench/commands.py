@@ -86,10 +86,18 @@ def commands_events() -> Figure:
 
 
 def commands_cached_long() -> Figure:
-    """Commands on streams of a thousand events, remembered against read each time."""
-    what, workload = "cached on 1,000-event streams, 1 caller, to direct", "long_streams:streams=10,events=1000"
-    arms = [partial(_rate, OURS, workload, executor, callers=1) for executor in ("cached(direct)", "direct")]
+    """Commands on streams of a thousand events, remembered against read each time, by ten callers who keep out of each
+    other's way."""
+    what, workload = "cached on 1,000-event streams, 10 callers, to direct (both in parallel)", "long_streams:streams=100"
+    arms = [partial(_rate, OURS, workload, f"parallel({inner})", callers=10) for inner in ("cached(direct)", "direct")]
     return _against("commands.cached_long", what, 10, *arms)
+
+
+def commands_cached_long_alone() -> Figure:
+    """The same by one caller, whose commands are then mostly the append's flush to the disk."""
+    what, workload = "cached on 1,000-event streams, 1 caller, to direct", "long_streams:streams=10"
+    arms = [partial(_rate, OURS, workload, executor, callers=1) for executor in ("cached(direct)", "direct")]
+    return _against("commands.cached_long_alone", what, None, *arms)
 
 
 def commands_cached_short() -> Figure:
@@ -167,6 +175,7 @@ FIGURES = (
     commands_transfers,
     commands_events,
     commands_cached_long,
+    commands_cached_long_alone,
     commands_cached_short,
     commands_parallel_disjoint,
     commands_parallel_hot,
