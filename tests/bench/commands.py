@@ -88,7 +88,10 @@ def commands_events() -> Figure:
 def commands_cached_long() -> Figure:
     """Commands on streams of a thousand events, remembered against read each time, by ten callers who keep out of each
     other's way."""
-    what, workload = "cached on 1,000-event streams, 10 callers, to direct (both in parallel)", "long_streams:streams=100"
+    what, workload = (
+        "cached on 1,000-event streams, 10 callers, to direct (both in parallel)",
+        "long_streams:streams=100",
+    )
     arms = [partial(_rate, OURS, workload, f"parallel({inner})", callers=10) for inner in ("cached(direct)", "direct")]
     return _against("commands.cached_long", what, 10, *arms)
 
