@@ -9,6 +9,7 @@ import msgspec
 from eventcore_lab.clock import sleep_s
 from eventcore_lab.events import (
     AppendResult,
+    EventRejected,
     OutcomeUnknown,
     Position,
     StoreError,
@@ -76,7 +77,8 @@ async def append_once(store: Store, writes: Sequence[StreamWrite], tries_max: in
     that is no conflict of the caller's, and it is read again.
 
     Raises VersionConflict for a conflict that is not our own doing, StoreError when others get before us PINS_MAX times.
-    Once an outcome was unknown, whatever else goes wrong raises OutcomeUnknown.
+    Once an outcome was unknown, whatever else goes wrong raises OutcomeUnknown; but for EventRejected, since what the store
+    cannot hold it did not hold the first time either.
     """
     lost: list[Sequence[StreamWrite]] = []
     pin = _to_pin(writes)
@@ -98,7 +100,7 @@ async def append_once(store: Store, writes: Sequence[StreamWrite], tries_max: in
             if lost and (found := await _found(store, [*lost, *tried_before])) is not None:
                 return found
         except StoreError as error:
-            if not lost or isinstance(error, VersionConflict | OutcomeUnknown):
+            if not lost or isinstance(error, VersionConflict | OutcomeUnknown | EventRejected):
                 raise
             raise OutcomeUnknown(
                 f"an append may or may not have happened, and cannot be looked for: {error}"
