@@ -191,7 +191,8 @@ class _Run:
     def _job(self, place: Place) -> Job:
         e = self.experiment
         total_s = e.warmup_s + e.duration_s
-        rate = getattr(pacers.make(e.pacer), "rate", CLOSED_LOOP_RATE_MAX)
+        total_ns = int(total_s * NS_PER_S)
+        expected = pacers.make(e.pacer).expected(total_ns) or CLOSED_LOOP_RATE_MAX * total_s
         return Job(
             spool=str(self.folder.resolve()),
             worker=0,
@@ -203,12 +204,12 @@ class _Run:
             pacer=e.pacer,
             seed=e.seed,
             warmup_ns=int(e.warmup_s * NS_PER_S),
-            total_ns=int(total_s * NS_PER_S),
+            total_ns=total_ns,
             pool=self._pool(e.connections),
             in_flight_max=e.in_flight_max,
             backlog_max=e.backlog_max,
             backlog_policy=e.backlog_policy,
-            capacity=min(CAPACITY_MAX, int(2 * rate * total_s) + 10_000),
+            capacity=min(CAPACITY_MAX, int(2 * expected) + 10_000),
         )
 
     def _pool(self, connections: int) -> PoolSettings:

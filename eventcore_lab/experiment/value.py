@@ -7,9 +7,10 @@ import hashlib
 import msgspec
 from msgspec import Struct
 
+from eventcore_lab.clock import NS_PER_S
 from eventcore_lab.commands import executors
 from eventcore_lab.load.drive import BACKLOG_POLICIES
-from eventcore_lab.load.pacers import pacers
+from eventcore_lab.load.pacers import OPERATIONS_MAX, pacers
 from eventcore_lab.load.workloads import workloads
 from eventcore_lab.projections import read_models
 from eventcore_lab.spec import UsageError, parse, unknown
@@ -84,8 +85,13 @@ class Experiment(Struct, frozen=True, kw_only=True):
 
     def check_schedule(self) -> None:
         """Refuse more arrivals than a schedule may hold, before anything is started."""
-        rate = getattr(pacers.make(self.pacer), "rate", 0.0)
-        if rate * (self.duration_s + self.warmup_s) > CAPACITY_MAX / 2:
+        try:
+            expected = pacers.make(self.pacer).expected(int((self.duration_s + self.warmup_s) * NS_PER_S))
+        except UsageError:
+            raise
+        except ValueError as error:
+            raise UsageError(f"{self.pacer}: {error}") from None
+        if expected > OPERATIONS_MAX:
             raise UsageError(f"{self.pacer} for {self.duration_s:g} s is too many operations for one run")
 
     @property

@@ -1,4 +1,5 @@
-"""When operations are due. A pacer is a pure function of a duration and a seed: it never sleeps and sees no clock.
+"""What a pacer is, and those that go on as they begin. A pacer is a pure function of a duration and a seed: it never
+sleeps and sees no clock.
 
 An *open* pacer gives the whole schedule beforehand, so nothing the store does can delay an arrival. A *closed* one gives
 only a number of callers, each of which starts its next operation when its last has ended.
@@ -26,6 +27,10 @@ class Pacer(Protocol):
 
     @property
     def callers(self) -> int: ...
+    def expected(self, duration_ns: int) -> float:
+        """How many operations an open loop offers in that time, on average; 0 for a closed one."""
+        ...
+
     def schedule(self, duration_ns: int, rng: np.random.Generator) -> Schedule:
         """Due times in ns since the start, ascending, all below `duration_ns`."""
         ...
@@ -37,28 +42,57 @@ pacers: Registry[Pacer] = Registry("pacer")
 class Saturate(Struct, frozen=True):
     callers: int
 
+    def expected(self, duration_ns: int) -> float:
+        return 0.0
+
     def schedule(self, duration_ns: int, rng: np.random.Generator) -> Schedule:
         return np.empty(0, np.int64)
 
 
-class Constant(Struct, frozen=True):
+class _Steady(Struct, frozen=True):
+    """So many per second on average, all the time."""
+
     rate: float
     callers: int = 0
 
+    def expected(self, duration_ns: int) -> float:
+        return self.rate * duration_ns / NS_PER_S
+
+
+class Constant(_Steady, frozen=True):
     def schedule(self, duration_ns: int, rng: np.random.Generator) -> Schedule:
-        count = _bounded(self.rate * duration_ns / NS_PER_S)
+        count = int(np.ceil(bounded(self.expected(duration_ns))))
         due = (np.arange(count) * (NS_PER_S / self.rate)).astype(np.int64)
         return due[due < duration_ns]
 
 
-class Poisson(Struct, frozen=True):
-    rate: float
-    callers: int = 0
-
+class Poisson(_Steady, frozen=True):
     def schedule(self, duration_ns: int, rng: np.random.Generator) -> Schedule:
         """Given their number, Poisson arrivals are uniform order statistics: the number is drawn, then the times."""
-        count = rng.poisson(_bounded(self.rate * duration_ns / NS_PER_S, exactly=True))
+        count = rng.poisson(bounded(self.expected(duration_ns)))
         return np.sort(rng.integers(0, duration_ns, count, dtype=np.int64))
+
+
+class Gamma(_Steady, frozen=True, kw_only=True):
+    """A renewal process: times between arrivals are gamma distributed with the coefficient of variation `cv`."""
+
+    cv: float
+
+    def schedule(self, duration_ns: int, rng: np.random.Generator) -> Schedule:
+        """The first gap is what is left of one that began before the run (a length-biased gap cut at an even chance), so that
+        the rate is right from the first second on."""
+        expected = bounded(self.expected(duration_ns))
+        shape, scale_ns = self.cv**-2, NS_PER_S / self.rate * self.cv**2
+        at_ns = float(rng.random() * rng.gamma(shape + 1, scale_ns))
+        parts = []
+        while at_ns < duration_ns:
+            gaps = rng.gamma(shape, scale_ns, int(expected) + 100)
+            parts.append(at_ns + np.concatenate([[0.0], np.cumsum(gaps[:-1])]))
+            at_ns = float(parts[-1][-1] + gaps[-1])
+            if len(parts) * len(gaps) > 2 * OPERATIONS_MAX:
+                raise ValueError(f"cv={self.cv:g} is so bursty that {OPERATIONS_MAX:,} arrivals do not fill the run")
+        due = np.concatenate(parts).astype(np.int64) if parts else np.empty(0, np.int64)
+        return due[due < duration_ns]
 
 
 @pacers.register("saturate")
@@ -72,23 +106,31 @@ def saturate(*, concurrency: int = 10) -> Saturate:
 @pacers.register("constant")
 def constant(*, rate: float = 100.0) -> Constant:
     """Open loop: evenly spaced arrivals, `rate` per second, whatever the store does."""
-    return Constant(_positive(rate))
+    return Constant(positive(rate))
 
 
 @pacers.register("poisson")
 def poisson(*, rate: float = 100.0) -> Poisson:
     """Open loop: independent users, `rate` per second on average, with the bursts chance makes."""
-    return Poisson(_positive(rate))
+    return Poisson(positive(rate))
 
 
-def _positive(rate: float) -> float:
+@pacers.register("gamma")
+def gamma(*, rate: float = 100.0, cv: float = 2.0) -> Gamma:
+    """Open loop: `rate` per second in bursts; cv 0.1 is nearly even, 1 is poisson, 5 long silences and dense bursts."""
+    if not 0.05 <= cv <= 20:
+        raise ValueError(f"cv must be 0.05 to 20, not {cv:g}")
+    return Gamma(positive(rate), cv=cv)
+
+
+def positive(rate: float) -> float:
     if not rate > 0:
         raise ValueError(f"rate must be above 0 per second, not {rate:g}")
     return rate
 
 
-def _bounded(expected: float, exactly: bool = False) -> float:
-    """How many operations to make room for; ValueError above OPERATIONS_MAX."""
+def bounded(expected: float) -> float:
+    """`expected` operations; ValueError above OPERATIONS_MAX."""
     if expected > OPERATIONS_MAX:
         raise ValueError(f"rate × duration is {expected:,.0f} operations, at most {OPERATIONS_MAX:,} fit in one run")
-    return expected if exactly else int(np.ceil(expected))
+    return expected
