@@ -12,10 +12,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+
 from eventcore_lab.commands import executors
 from eventcore_lab.experiment import Experiment
 from eventcore_lab.lab.database import Lab
 from eventcore_lab.lab.measures import Run
+from eventcore_lab.lab.stats import percentile
 from eventcore_lab.lab.targets import Targets, judge
 from eventcore_lab.load.pacers import pacers
 from eventcore_lab.load.workloads import workloads
@@ -23,7 +26,7 @@ from eventcore_lab.progress import PROGRESS_VARIABLE, Relay
 from eventcore_lab.projections import read_models
 from eventcore_lab.reports import Report, declared_parameters, execute, find_notebook, parse_parameters
 from eventcore_lab.schema import LAB_VARIABLE, ExitCode
-from eventcore_lab.spec import UsageError
+from eventcore_lab.spec import UsageError, parse, shown
 from eventcore_lab.stores import stores
 
 _FIELDS = Experiment.__struct_fields__
@@ -53,7 +56,9 @@ def run_notebook(name: str, folder: Path, given: Sequence[str], out: Path, lab_f
 
 def _check(parameters: Mapping[str, Any]) -> None:
     """Refuse before anything starts what the notebook would refuse in its first cell."""
-    Experiment(**{k: v for k, v in parameters.items() if k in _FIELDS})
+    experiment = Experiment(**{k: v for k, v in parameters.items() if k in _FIELDS})
+    if {"workload", "executor"} <= parameters.keys():
+        _check_commands(experiment)
     if isinstance(rate := parameters.get("rate"), int | float):
         Experiment(pacer=f"poisson:rate={rate}", duration_s=float(parameters.get("duration_s", 1.0)))
     for n in _numbers(parameters, "concurrency"):
@@ -62,6 +67,16 @@ def _check(parameters: Mapping[str, Any]) -> None:
         Experiment(workload=f"write_events:batch={n}")
     if isinstance(targets := parameters.get("targets"), str):
         Targets.load(targets)
+
+
+def _check_commands(experiment: Experiment) -> None:
+    """Refuse a workload that puts no commands on the store for a notebook that measures commands."""
+    known = {name: workloads.make(name, seed=experiment.seed).uses_commands for name in workloads.names()}
+    if not workloads.make(experiment.workload, seed=experiment.seed).uses_commands:
+        raise UsageError(
+            f"workload: {shown(experiment.workload)} has no commands, which is what this notebook measures "
+            f"(of commands: {', '.join(name for name in known if known[name])})"
+        )
 
 
 def conform(store: str, only: str) -> ExitCode:
@@ -146,11 +161,13 @@ def listing(lab: Lab, limit: int) -> str:
     found = lab.runs(limit)
     if not len(found):
         return f"no runs in {lab.path} yet (eventcore-lab run 00-store-benchmark)"
-    rows: list[tuple[str, ...]] = [("run", "status", "store", "workload", "executor", "pacer", "seconds", "durability")]
+    named = ["run_id", "status", "store", "workload", "executor", "projection", "pacer"]
+    if not any(found["projection"]):  # seldom there, and lines are long
+        named.remove("projection")
+    rows: list[tuple[str, ...]] = [("run", *named[1:], "seconds", "durability")]
     for r in found.iter_rows(named=True):
         durability = str(r["durability"] or "").partition(" (")[0]
-        named = [r[name] or "" for name in ("run_id", "status", "store", "workload", "executor", "pacer")]
-        rows.append((*named, f"{r['duration_s']:g}", durability))
+        rows.append((*(r[name] or "" for name in named), f"{r['duration_s']:g}", durability))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
@@ -159,7 +176,53 @@ def describe(lab: Lab, run_id: str, targets: str) -> tuple[str, ExitCode]:
     """One run in text, held to targets, and the verdict's exit code."""
     run = Run(lab, run_id)
     verdict = judge(Targets.load(targets), run)
-    facts = "\n".join(f"{k:<12} {v}" for k, v in run.facts().items() if v not in ("", None))
     outcomes = ", ".join(f"{n:,} {name}" for name, n in run.outcomes.items()) or "none"
+    known = {**run.facts(), "outcomes": outcomes, "counted": _counted(run), "lag": _lag(run)}
+    facts = "\n".join(f"{k:<12} {v}" for k, v in known.items() if v not in ("", None))
     marks = "\n".join(f"{t / 1e9:9.3f} s  {name}  {detail}".rstrip() for t, name, detail in run.marks.iter_rows())
-    return f"{facts}\n{'outcomes':<12} {outcomes}\n\n{verdict}\n\n{marks}", verdict.exit_code
+    return f"{facts}\n\n{verdict}\n\n{marks}", verdict.exit_code
+
+
+_COUNTERS = {
+    "cache_hits": "streams found in the cache",
+    "cache_misses": "not found there",
+    "cache_entries": "in the cache at the end",
+    "cache_events": "events in the cache at the end",
+    "batched": "commands in batches",
+    "queued_max": "commands queued at most",
+    "parallel_max": "commands at once at most",
+    "lines_max": "streams in use at most",
+    "lines": "streams in use at the end",
+    "waited_for_stream": "commands waited for a stream",
+    "locks": "locks kept",
+    "snapshots_failed": "snapshots that could not be saved",
+}
+"""What a counter of an executor counts, where its name does not say it by itself."""
+
+
+def _counted(run: Run) -> str:
+    """What the executor counted, in one line."""
+    counters = run.gauges.filter(run.gauges["source"] == "executor").select("name", "value").iter_rows()
+    return ", ".join(f"{value:,.0f} {_COUNTERS.get(name, name.replace('_', ' '))}" for name, value in counters)
+
+
+def _lag(run: Run) -> str:
+    """How far the projection was behind in the steady part, in one line."""
+    if not run.row["projection"]:
+        return ""
+    source = f"projection {parse(run.row['projection'], 'projection').name}"
+    ms, events, refresh_ms = (
+        np.sort(run.gauge(source, name)["value"].to_numpy()) for name in ("lag_ms", "lag_events", "refresh_ms")
+    )
+    parts = [
+        f"p50 {_digits(percentile(values, 0.5))} {unit}, worst {_digits(values[-1])} {unit}"
+        for values, unit in ((ms, "ms"), (events, "events"))
+        if len(values)
+    ]
+    if len(refresh_ms):
+        parts.append(f"a refresh takes {_digits(percentile(refresh_ms, 0.5))} ms in the median")
+    return "; ".join(parts) or "not recorded"
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

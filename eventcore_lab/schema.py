@@ -269,6 +269,13 @@ JOURNAL: dict[str, dict[str, str]] = {
         "name": "VARCHAR",
         "value": "BIGINT",
     },
+    "executed": {
+        "worker": "SMALLINT",
+        "operation": "BIGINT",
+        "stream": "VARCHAR",
+        "version": "BIGINT",
+        "event_id": "BLOB",
+    },
     "projected": {
         "projection": "VARCHAR",
         "key": "VARCHAR",
@@ -281,7 +288,8 @@ run is judged: the findings stay, the rows do not. A table nobody wrote is empty
 
 writes        one row per event of every append tried; a read-only participant has one row with a NULL event_id and
               ordinal 0. `version`: the stream's after the append if it was acknowledged, else NULL. `actual`: only on the
-              rows of the stream that conflicted. `amount`: the event's "amount", if it has one
+              rows of the stream that conflicted. `amount`: the event's "amount", if it has one. A `worker` below 0 filled the
+              store before the load
 stored        one row per event read back after the load, in position order; `restarted` the same after the server was
               ended and started again
 followed      what a reader that tails the whole store was given, in the order it was given (`nth`, from 1); `life` counts its
@@ -293,10 +301,16 @@ reads         whole-stream reads, the first so many of each worker: the version 
 joint_reads   the versions of streams that were read at one instant, by a worker's `read` number
 prefixes      a digest over the first `events` events, up to `position`, taken at some time; for each `position` at least twice
 counts        numbers of the run, added up over its workers: `offered` operations, `positions drawn` by the store's sequence,
-              `server crashes`, `reads left out` of the evidence
+              `server crashes`, `reads left out` of the evidence, NOT_COMPARED read models
+executed      what commands were told: for each of its streams a row with the version it has afterwards, and for each of its
+              events a row with the id and no stream
 projected     one row per row of a read model, or of what the events fold into without one: digests over what the read model has
               under the key (NULL: nothing) and over what it should have (NULL: nothing). A key that it has twice is here twice
 """
+
+
+NOT_COMPARED = "not compared"
+"""Counted: read models that had not caught up with the store when their time was over."""
 
 
 class Attempt:

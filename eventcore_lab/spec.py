@@ -169,6 +169,12 @@ class Registry(Generic[T]):
         except ValueError as error:
             raise UsageError(f"{self.kind} {spec.name}: {error}") from None
 
+    def modules(self, text: str | Spec) -> dict[str, str]:
+        """Every name in `text`, what is wrapped included → the module that registered it."""
+        spec = text if isinstance(text, Spec) else parse(text, self.kind)
+        found = {} if spec.inner is None else self.modules(spec.inner)
+        return {spec.name: getattr(self._maker(spec.name), "__module__", None) or "", **found}
+
     def accepts(self, text: str, option: str) -> bool:
         """Whether the thing `text` describes has an option of that name, not counting what it wraps."""
         return option in self._options(parse(text, self.kind).name)

@@ -89,8 +89,9 @@ def summary_line(run: Run) -> str:
         rates.append(f"{values['events_per_second']:,.0f} events/s")
     unwell = {name: n for name, n in run.outcomes.items() if name not in ("ok", "running")}
     through = "" if row["executor"] in ("direct", None) else f"{row['executor']}, "
+    beside = f", projection {row['projection']}" if row["projection"] else ""
     parts = [
-        f"{row['store']}, {row['workload']}, {through}{row['pacer']}:",
+        f"{row['store']}, {row['workload']}, {through}{row['pacer']}{beside}:",
         *rates,
         f"p50 {values['p50']:.3g} ms, p99 {values['p99']:.3g} ms",
         *(f"{n:,} {name}" for name, n in unwell.items()),

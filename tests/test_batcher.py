@@ -479,7 +479,7 @@ async def test_one_who_leaves_just_when_he_was_let_in_leaves_his_place_to_the_ne
     batcher: Batcher[int, str] = Batcher(held, delay_s=0, in_flight=1, size=1, queue_max=1)
     tasks = begun(batcher, 0, 1, 2, 3)
     await settle()
-    place = batcher._outside[0]
+    place = next(iter(batcher._outside))
     place.add_done_callback(lambda _: tasks[2].cancel())
     for batch in range(3):
         await held.let(batch)
@@ -573,3 +573,32 @@ def test_closing_that_takes_too_long_ends_with_everybody_told_and_nothing_begun_
     clock = VirtualClock()
     clock.run(whole())
     assert 6 * NS_PER_S <= clock.now_ns() < 7 * NS_PER_S
+
+
+def test_callers_who_have_gone_leave_no_trace_and_keep_nobody_out() -> None:
+    """A batch hangs; ten thousand come with a time-out of their own, and all of them go."""
+
+    async def run() -> None:
+        gate = asyncio.Event()
+
+        async def process(items: Sequence[int]) -> list[int]:
+            await gate.wait()
+            return list(items)
+
+        batcher: Batcher[int, int] = Batcher(process, size=1, delay_s=0, queue_max=5)
+        first = asyncio.ensure_future(batcher.submit(0))
+        await settle()
+        others = [asyncio.ensure_future(batcher.submit(n)) for n in range(10_000)]
+        await settle()
+        assert (batcher.waiting, batcher.outside) == (5, 9_995)
+        for other in others:
+            other.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        assert batcher.outside == 0 and batcher.waiting <= 1
+        last = asyncio.ensure_future(batcher.submit(-1))
+        await settle()
+        assert batcher.outside == 0
+        gate.set()
+        assert await asyncio.gather(first, last) == [0, -1]
+
+    VirtualClock().run(run())

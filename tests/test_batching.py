@@ -7,7 +7,7 @@ import asyncio
 import itertools
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -679,3 +679,33 @@ async def test_opening_the_same_account_in_one_batch_opens_it_once() -> None:
     executor = executors.make(AT_ONCE, store=Memory())
     results = await execute_all(executor, [OpenAccount("0", n) for n in range(10)])
     assert [type(r) for r in results] == [Executed] + [CommandRejected] * 9
+
+
+async def test_commands_that_fold_a_stream_they_only_read_differently_are_each_decided_on_their_own_fold() -> None:
+    """They wait together and could go in one round, but for the state of that stream, of which a round has one."""
+    count = Fold("count", 0, lambda n, _: n + 1, int)
+    names = Fold("names", (), lambda found, event: (*found, event.type), tuple[str, ...])
+    policy, decided = StreamId("policy"), []
+
+    class Looks(Struct, frozen=True):
+        at: StreamId
+        fold: Fold
+
+        @property
+        def streams(self) -> Mapping[StreamId, Fold]:
+            return {self.at: count, policy: self.fold}
+
+        @property
+        def only_reads(self) -> Collection[StreamId]:
+            return (policy,)
+
+        def decide(self, states: Mapping[StreamId, Any]) -> Sequence[tuple[StreamId, NewEvent]]:
+            decided.append(states[policy])
+            return [(self.at, NewEvent("Looked", b"{}"))]
+
+    store = Memory()
+    await store.append([StreamWrite(policy, 0, (NewEvent("Made", b"{}"), NewEvent("Changed", b"{}")))])
+    executor = batching(direct(store), delay_ms=0)
+    await execute_all(executor, [Looks(StreamId("a"), count), Looks(StreamId("b"), names)])
+    assert decided == [2, ("Made", "Changed")]
+    await executor.close()

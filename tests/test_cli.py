@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import browser
+import polars as pl
 import pytest
 
-from eventcore_lab import cli
+from eventcore_lab import batch, cli
 from eventcore_lab.clock import NS_PER_S, now_ns, pause_s
+from eventcore_lab.experiment import Experiment
 from eventcore_lab.lab.database import Lab
 from eventcore_lab.lab.measures import Run
+from eventcore_lab.progress import Quiet
 from eventcore_lab.schema import ExitCode
+from eventcore_lab.workbench import run, summary_line
 
 NOTEBOOK = "00-store-benchmark"
 QUICK = ["duration_s=0.2", "warmup_s=0.05", "concurrency=1,4", "batch_sizes=1,10", "rate=200", "connections=4"]
@@ -49,6 +55,13 @@ def set_(*pairs: str) -> list[str]:
         (["run", "00", "-p", "store=env:NOT_SET"], 2, "not set or empty"),
         (["run", "00", "-p", "store=postgresql://a:b@c/d"], 2, "by name"),
         (["run", "00", "-p", "targets=prod"], 2, "unknown targets"),
+        (["run", "00", "-p", "workload=create_users"], 2, "did you mean create_user?"),
+        (["run", "00", "-p", "workload=write_events"], 2, "'write_events' has no commands"),
+        (["run", "00", "-p", "workload=update_profile:users=0"], 2, "users must be"),
+        (["run", "00", "-p", "executor=batching(batching(direct))"], 2, "batching takes direct, cached(direct)"),
+        (["run", "00", "-p", "projection=workr"], 2, "did you mean worker?"),
+        (["run", "00", "-p", "store=memory", "-p", "projection=worker"], 2, "several processes can open"),
+        (["run", "00", "-p", "store=sqlite", "-p", "projection=worker"], 2, "needs postgres or env:"),
         (["run", "00", "--out", "/dev/null/x"], 4, "no report can be written"),
         (["run", "00", "--lab", "/dev/null/x/lab.duckdb"], 4, "cannot write to"),
         (["nonsense"], 2, "No such command"),
@@ -89,18 +102,68 @@ def test_runs_and_report_show_what_is_in_the_lab(capsys: pytest.CaptureFixture[s
     assert code in (0, 3) and "p99" in out and "versions are contiguous" in out
 
 
+def test_report_and_runs_tell_what_the_executor_counted_and_how_far_the_projection_was_behind(
+    capsys: pytest.CaptureFixture[str], lab: Lab
+) -> None:
+    e = Experiment(
+        store="sqlite",
+        workload="users:users=20",
+        executor="batching(cached(direct)):delay_ms=0",
+        projection="memory",
+        pacer="constant:rate=200",
+        duration_s=0.5,
+        warmup_s=0.1,
+    )
+    found = run(e, lab, Quiet())
+    assert ", projection memory:" in summary_line(found)
+    _, out, _ = said(capsys, "runs", "--lab", str(lab.path))
+    assert re.search(r"\s+executor\s+projection\s+pacer", out) and re.search(r"\s+memory\s+constant:rate=200", out)
+    _, out, _ = said(capsys, "report", found.run_id, "--lab", str(lab.path))
+    assert re.search(
+        r"^counted +\d+ batches, \d+ commands in batches, \d+ streams found in the cache, \d+ not", out, re.M
+    )
+    assert re.search(r"^lag +p50 [\d.]+ ms, worst [\d.]+ ms; p50 \d+ events, worst \d+ events$", out, re.M)
+
+
+@pytest.mark.parametrize("refreshes_ms", [[], [30.0, 10.0, 20.0]])
+def test_the_lag_of_a_report_has_the_refresh_where_there_is_one(refreshes_ms: list[float]) -> None:
+    rows = [("lag_ms", v) for v in (1.5, 3.25, 1234.5)] + [("refresh_ms", v) for v in refreshes_ms]
+    gauges = pl.DataFrame(
+        [("projection matview", *row) for row in rows], schema=["source", "name", "value"], orient="row"
+    )
+    found = SimpleNamespace(
+        row={"projection": "matview:every_s=1"},
+        gauge=lambda source, name: gauges.filter((pl.col("source") == source) & (pl.col("name") == name)),
+    )
+    refresh = "; a refresh takes 20 ms in the median" if refreshes_ms else ""
+    assert batch._lag(found) == f"p50 3.25 ms, worst 1,234 ms{refresh}"  # type: ignore[arg-type]
+
+
 def test_doctor_prints_a_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, out, _ = said(capsys, "doctor", "--quick", str(tmp_path))
     assert code == 0 and "fsync" in out and "timers" in out
 
 
-@pytest.mark.parametrize("store", ["memory", "postgres"])
+OWN = {
+    "memory": ["workload=update_profile:users=50", "executor=cached(direct)"],
+    "postgres": ["workload=users:users=50", "projection=worker"],
+}
+
+
+@pytest.mark.parametrize("store", OWN)
 def test_the_main_job_leaves_a_report_and_ends_with_the_verdicts_code(
     store: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     lab = Lab(tmp_path / "data" / "lab.duckdb")
     code, out, err = said(
-        capsys, "run", NOTEBOOK, "--out", str(tmp_path), "--lab", str(lab.path), *set_(f"store={store}", *QUICK)
+        capsys,
+        "run",
+        NOTEBOOK,
+        "--out",
+        str(tmp_path),
+        "--lab",
+        str(lab.path),
+        *set_(f"store={store}", *QUICK, *OWN[store]),
     )
     assert code in (ExitCode.FAIL, ExitCode.INCONCLUSIVE), out + err  # too short a run to pass
     [page] = tmp_path.glob("2*/index.html")
@@ -109,6 +172,9 @@ def test_the_main_job_leaves_a_report_and_ends_with_the_verdicts_code(
     assert conclusion["answer"] in out and "report: " in out
     assert store in page.read_text() and (tmp_path / "index.html").exists()
     assert len(lab.runs()) == 6
+    put_on = {(r["store"], r["workload"].partition(":")[0], r["projection"]) for r in lab.runs().iter_rows(named=True)}
+    commands = ("memory", "update_profile", "") if store == "memory" else ("postgres", "users", "worker")
+    assert put_on == {("null", "create_user", ""), commands, (store, "write_events", "")}
     assert set(lab.runs()["status"]) == {"complete"}
     assert lab.sql("SELECT count(*) FROM verdicts WHERE status = 'violated'").item() == 0
     assert lab.sql("SELECT count(*) FROM verdicts WHERE status = 'passed'").item() > 20

@@ -18,37 +18,78 @@ README = (ROOT / "README.md").read_text()
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def snippets() -> dict[str, str]:
-    """The Python of the README by its first line."""
-    return {s.partition("\n")[0]: s for s in re.findall(r"```python\n(.*?)```", README, re.DOTALL)}
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def snippets(document: str) -> dict[str, list[str]]:
+    """The Python of a document by the heading it stands under."""
+    sections = [section.partition("\n") for section in re.split(r"^## ", document, flags=re.MULTILINE)]
+    found = {heading: re.findall(r"```python\n(.*?)```", text, re.DOTALL) for heading, _, text in sections}
+    return {heading: blocks for heading, blocks in found.items() if blocks}
+
+
+def carried_out(snippet: str, name: str) -> None:
+    exec(compile(snippet, name, "exec"), {})
+
+
+def done_by(script: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, script.name], cwd=script.parent, capture_output=True, text=True, timeout=60)
 
 
 def test_the_script_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
-    script = snippets()["from eventcore_lab import Experiment, Lab, Targets, judge, run"]
+    [script] = snippets(README)["Three ways in"]
     assert script.strip().count("\n") < 10
     (tmp_path / "data").mkdir()
     (tmp_path / "script.py").write_text(script)
-    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = done_by(tmp_path / "script.py")
     assert done.returncode in (ExitCode.PASS, ExitCode.INCONCLUSIVE), done.stderr
     assert "p99" in done.stdout and (tmp_path / "data" / "lab.duckdb").exists()
 
 
 def test_the_store_of_the_readme_says_what_it_did(capsys: pytest.CaptureFixture[str]) -> None:
-    exec(compile(snippets()["import asyncio"], "README.md", "exec"), {})
+    [snippet] = snippets(README)["Stores"]
+    carried_out(snippet, "README.md")
     printed = capsys.readouterr().out
     assert "version conflict on 'account-1': expected 0, actual 1" in printed
     assert "[(1, 'account-1', 1), (2, 'owner-me', 1)]" in printed
 
 
 def test_the_executors_of_the_readme_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
-    exec(compile(snippets()["from eventcore_lab import Experiment, run"], "README.md", "exec"), {})
+    [snippet] = snippets(README)["Commands"]
+    carried_out(snippet, "README.md")
     *_, direct, batching = capsys.readouterr().out.splitlines()
-    assert direct.startswith("direct ") and batching.startswith("batching(cached(direct))")
+    for line, executor in ((direct, "direct"), (batching, "batching(cached(direct)):delay_ms=0,in_flight=2")):
+        assert re.fullmatch(re.escape(executor) + r": [\d,]+ commands/s, [\d.]+ % of the attempts met a conflict", line)
 
 
-def test_the_snippets_of_contributing_run() -> None:
-    for snippet in re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL):
-        exec(compile(snippet, "CONTRIBUTING.md", "exec"), {})
+def test_the_projection_of_the_readme_tells_its_lag_and_is_what_the_events_say(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    [snippet] = snippets(README)["Projections"]
+    assert snippet.count("\n") <= 7
+    carried_out(snippet, "README.md")
+    *_, lag, invariant = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"[\d.]+ ms behind in the median, [\d.]+ ms at worst", lag)
+    assert invariant == "passed"
+
+
+@pytest.mark.parametrize("heading", [h for h in snippets(CONTRIBUTING) if h != "A workload of your own"])
+def test_the_snippets_of_contributing_run(heading: str) -> None:
+    for snippet in snippets(CONTRIBUTING)[heading]:
+        carried_out(snippet, "CONTRIBUTING.md")
+
+
+def test_a_workload_in_a_module_beside_the_script_is_run(tmp_path: Path) -> None:
+    module, script = snippets(CONTRIBUTING)["A workload of your own"]
+    (tmp_path / "visits.py").write_text(module)
+    (tmp_path / "script.py").write_text(script)
+    done = done_by(tmp_path / "script.py")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^[\d,]+ visits/s$", done.stdout, re.MULTILINE)
+
+
+def test_what_is_to_be_copied_is_short() -> None:
+    assert max(block.count("\n") for blocks in snippets(CONTRIBUTING).values() for block in blocks) < 60
 
 
 def test_every_command_is_in_the_readme_and_every_command_there_exists() -> None:

@@ -486,17 +486,19 @@ def test_what_an_operation_raises_is_its_outcome(
     assert (rows.outcome == np.where(rows.operation % 2, outcome, Outcome.OK)).all()
     assert (rows.events == np.where(rows.operation % 2, 0, 3)).all()
     assert (rows.latency_ns == 10 * MS).all()
-    assert rig.stop.failures == ({f"{type(error).__name__}: {error}": 10} if is_counted else {})
+    assert rig.stop.failures == ({f"{type(error).__name__}, the first: {error}": 10} if is_counted else {})
 
 
-def test_failures_of_many_kinds_are_told_of_a_few(rig: Rig) -> None:
+def test_failures_are_counted_by_their_class_and_none_is_left_out(rig: Rig) -> None:
     async def perform(k: int) -> int:
-        raise EventRejected(f"{k % 50} " + "x" * 1000)
+        raise (CommandRejected if k % 4 else EventRejected)(f"user known-{k} " + "x" * 1000)
 
     rows = rig.drive(perform, due=every(MS, 100))
     assert rows.count(Outcome.FAILED) == 100
-    assert len(rig.stop.failures) == 20
-    assert set(rig.stop.failures.values()) == {2}
+    assert {text.partition(" xx")[0]: n for text, n in rig.stop.failures.items()} == {
+        "EventRejected, the first: user known-0": 25,
+        "CommandRejected, the first: user known-1": 75,
+    }
     assert max(map(len, rig.stop.failures)) <= 300
 
 

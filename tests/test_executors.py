@@ -15,6 +15,7 @@ import pytest
 from conftest import STORES
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import Struct
 from witness import COUNT, Audit, Counting, Crowd, History, Interrupted, Noted, Watched, drawn_command, said
 
 from eventcore_lab.clock import VirtualClock
@@ -37,7 +38,7 @@ from eventcore_lab.commands import (
     snapshots,
 )
 from eventcore_lab.commands.bank import ACCOUNT, TRANSFERS, account_stream
-from eventcore_lab.commands.command import Said
+from eventcore_lab.commands.command import Said, only_reads
 from eventcore_lab.commands.executor import after_events
 from eventcore_lab.commands.inventory import STOCK
 from eventcore_lab.commands.memory import NOTHING, SNAPSHOTS_IN_FLIGHT, Cache, Snapshots, States, Wanted
@@ -695,3 +696,50 @@ async def test_another_process_is_seen_by_a_conflict_on_every_store() -> None:
 def test_snapshots_stand_around_any_memory() -> None:
     executor = snapshots(cached(direct(Memory())))
     assert isinstance(executor.core.memory, Snapshots)
+
+
+# --- a store that has lost what it had --------------------------------------------------------------------------------
+
+
+class Forgetful(Memory):
+    """A store that comes back from a crash or a backup with less than it had acknowledged."""
+
+    def lose(self, stream: StreamId, version: int) -> None:
+        del self._streams[stream][version:]
+
+
+@pytest.mark.parametrize(
+    "spec", ["cached(direct)", "cached(snapshots(direct):every=2)", "batching(cached(direct)):delay_ms=0"]
+)
+async def test_what_the_store_has_lost_is_forgotten_and_commands_go_on_as_of_what_is_there(spec: str) -> None:
+    store = Forgetful()
+    executor = executors.make(spec, store=store, seed=1)
+    opened, other = OpenAccount("a", 100), OpenAccount("b", 0)
+    await execute_all(executor, [opened, other, *[Transfer("a", "b", 10)] * 5])
+    payer = account_stream("a")
+    store.lose(payer, 2)
+    for version, left in ((3, 80), (4, 70)):
+        [done] = await execute_all(executor, [Transfer("a", "b", 10)])
+        assert isinstance(done, Executed) and done.versions[0] == version
+        assert (await store.read_stream(payer)).version == version
+        state = after_events(ACCOUNT, State(0, None), (await store.read_stream(payer)).events)
+        assert state.value == left
+    await executor.close()
+
+
+async def test_in_a_batch_only_those_on_the_lost_stream_are_read_anew() -> None:
+    store = Forgetful()
+    executor = executors.make("batching(cached(direct)):delay_ms=0", store=store, seed=1)
+    await execute_all(executor, [OpenAccount(name, 100) for name in "abcd"])
+    await execute_all(executor, [Transfer("a", "b", 10), Transfer("c", "d", 10)] * 3)
+    store.lose(account_stream("b"), 1)
+    done = await execute_all(executor, [Transfer("a", "b", 10), Transfer("c", "d", 10)])
+    assert [d.versions for d in done if isinstance(d, Executed)] == [(5, 2), (5, 5)]
+
+
+def test_a_name_where_a_collection_of_names_belongs_is_refused() -> None:
+    class Careless(Struct, frozen=True):
+        only_reads = "policy"
+
+    with pytest.raises(ValueError, match=r"Careless\.only_reads is a stream's name"):
+        only_reads(Careless())  # type: ignore[arg-type]

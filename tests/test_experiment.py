@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
 from eventcore_lab.clock import NS_PER_S, now_ns, pause_s
-from eventcore_lab.events import StoreUnreachable
+from eventcore_lab.commands import executors
+from eventcore_lab.events import StoreError, StoreUnreachable
 from eventcore_lab.experiment import Experiment, RunBroken, measure
 from eventcore_lab.lab.database import Lab
 from eventcore_lab.lab.measures import Run
 from eventcore_lab.lab.targets import Targets, judge
+from eventcore_lab.load.drive import Stop
+from eventcore_lab.load.fill import filled
+from eventcore_lab.load.journal import Journal
+from eventcore_lab.load.pacers import pacers
+from eventcore_lab.load.projector import FINISH_TIMEOUT_S
+from eventcore_lab.load.workloads import workloads
 from eventcore_lab.progress import Quiet, Tally
+from eventcore_lab.projections import read_models
 from eventcore_lab.schema import TABLES
-from eventcore_lab.spec import UsageError
+from eventcore_lab.spec import Registry, UsageError
+from eventcore_lab.stores import open_store, stores
 from eventcore_lab.workbench import best, conclude, run, run_each, summary_line, vary
 
 QUICK: dict[str, Any] = {"store": "memory", "duration_s": 0.3, "warmup_s": 0.1}
@@ -59,8 +71,8 @@ def test_parameters_are_columns_of_the_runs_table() -> None:
         ("executor", "cashed(direct)", "did you mean cached"),
         ("executor", "cached", "write cached"),
         ("executor", "cached(direct):size=0", "size must be"),
-        ("executor", "batching(parallel(direct))", "the other way round"),
-        ("projection", "worcker", "did you mean worker"),
+        ("executor", "batching(parallel(direct))", "puts commands together itself"),
+        ("projection", "worcker", "unknown projection 'worcker'.*did you mean worker"),
         ("projection", "matview:every_s=0", "every_s"),
     ],
 )
@@ -236,6 +248,28 @@ def test_an_executor_is_for_workloads_of_commands_only() -> None:
     Experiment(workload="write_events", executor="direct")
 
 
+@pytest.mark.parametrize(
+    ("store", "projection"),
+    [
+        ("sqlite", "worker"),
+        ("grouped(sqlite)", "trigger"),
+        ("postgres:eventcore", "matview"),
+        ("mutant(postgres:chapter):lost_ack", "chapter_matview"),
+    ],
+)
+def test_a_projection_that_keeps_tables_needs_a_store_of_our_own_tables(store: str, projection: str) -> None:
+    said = f"projection {projection} keeps tables .* projection=memory works .*, and {re.escape(store)} is one"
+    with pytest.raises(UsageError, match=said):
+        Experiment(store=store, projection=projection)
+    Experiment(store=store, projection="memory")
+
+
+@pytest.mark.parametrize("store", ["postgres:xmin", "grouped(postgres)", "mutant(grouped(postgres)):lost_ack"])
+def test_a_store_of_our_own_tables_has_a_place_for_every_projection(store: str) -> None:
+    for projection in read_models.names():
+        Experiment(store=store, projection=projection)
+
+
 def test_a_projection_needs_a_store_that_others_can_open() -> None:
     with pytest.raises(UsageError, match="several processes can open, and memory is not"):
         Experiment(store="memory", projection="worker")
@@ -277,3 +311,210 @@ def test_a_projection_is_kept_beside_the_load_and_held_against_the_events(
     assert len(lags) > 1 and lags["value"].min() >= 0
     [told] = found.marks.filter(found.marks["name"] == "projected")["detail"]
     assert told.startswith(projection) and "had not caught up" not in told
+
+
+# filling, and those beside the load
+
+
+def marks(found: Run) -> dict[str, int]:
+    return {name: t_ns for t_ns, name, _ in found.marks.iter_rows()}
+
+
+def test_the_store_is_filled_and_caught_up_with_before_the_load_begins(lab: Lab) -> None:
+    e = Experiment(workload="users:users=2000", projection="worker", followers=1, duration_s=0.5, warmup_s=0.1)
+    found = run(msgspec.structs.replace(e, pacer="constant:rate=100", connections=4), lab, Quiet())
+    assert marks(found)["store filled"] < marks(found)["load begins"] == 0 < marks(found)["load ends"]
+    lags = found.gauge("projection worker", "lag_events", steady=False)
+    assert lags["value"].max() < 1000, "what the store was filled with is no lag of the load"
+    assert found.readers.select("skipped", "repeated", "reordered").rows() == [(0, 0, 0)]
+    assert found.readers["delivered"][0] > 2000
+    assert set(found.invariants["status"]) <= {"passed", "not tested"}
+
+
+def test_what_the_store_was_filled_with_is_evidence_and_not_in_the_journal_of_the_load(tmp_path: Path) -> None:
+    e = Experiment(store="sqlite", workload="users:users=30000", followers=1, duration_s=0.2, warmup_s=0)
+    folder = measure(msgspec.structs.replace(e, pacer="constant:rate=100"), tmp_path, Quiet()).folder
+    parts = [pq.read_table(folder / f"writes--{n}.parquet") for n in (1, 2, 3)]
+    assert sum(len(part) for part in parts) == 30_000 and not list((folder / "early").iterdir())
+    for part in parts:
+        assert max(part["ended_ns"].to_pylist()) < 0 and set(part["operation"].to_pylist()) == {-1}
+    load = pq.read_table(folder / "writes-0.parquet")
+    assert 0 < len(load) < 100 and min(load["began_ns"].to_pylist()) >= 0
+    seen = [ns for part in folder.glob("followed-*.parquet") for ns in pq.read_table(part)["seen_ns"].to_pylist()]
+    assert len([ns for ns in seen if ns < 0]) == 30_000 and max(seen) > 0
+
+
+async def test_a_store_that_was_filled_with_the_same_seed_says_so(tmp_path: Path) -> None:
+    async with open_store("memory") as store:
+        for seed in (1, 2):
+            assert await filled(store, workloads.make("users:users=50", seed=seed).populate(), tmp_path, Stop()) == 50
+        with pytest.raises(StoreError, match="has been filled with this seed before; choose another seed") as error:
+            await filled(store, workloads.make("users:users=50", seed=2).populate(), tmp_path, Stop())
+        assert "\n" not in str(error.value)
+
+
+async def test_filling_forgets_what_it_has_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    most, write = 0, Journal.write
+
+    def counting(journal: Journal, *given: Any) -> None:
+        nonlocal most
+        most = max(most, len(journal._entries))
+        write(journal, *given)
+
+    monkeypatch.setattr(Journal, "write", counting)
+    async with open_store("memory") as store:
+        await filled(store, workloads.make("users:users=50000", seed=1).populate(), tmp_path, Stop())
+    assert most <= 10_500 and len(list((tmp_path / "early").glob("writes-*"))) == 5
+
+
+READ_MODEL = """
+from msgspec import Struct
+from eventcore_lab.events import StoreError
+from eventcore_lab.projections import Step, read_models
+
+class Stuck:
+    "Never comes to the end, or says what is wrong."
+    relation, every_s, applied, failures = "", 0.0, 0, {}
+    def __init__(self, says): self.says = says
+    async def make(self): pass
+    async def step(self):
+        if self.says:
+            raise StoreError(self.says)
+        return Step()
+    async def reached(self): return 0
+    async def rows(self): return []
+    async def close(self): pass
+
+class Model(Struct):
+    says: str
+    needs_tables = False
+    def kept_in(self, store): return Stuck(self.says)
+
+@read_models.register("stuck")
+def stuck(*, says: str = ""):
+    "In a module of its own."
+    return Model(says)
+"""
+
+
+@pytest.fixture
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], Any]]:
+    """Writes and imports a module; what it registers is forgotten afterwards."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    registries: list[Registry[Any]] = [workloads, read_models, pacers, stores, executors]
+    before = [dict(registry._makers) for registry in registries]
+    names = []
+
+    def write(name: str, text: str) -> Any:
+        (folder / f"{name}.py").write_text(text)
+        names.append(name)
+        return importlib.import_module(name)
+
+    yield write
+    for registry, makers in zip(registries, before, strict=True):
+        registry._makers = makers
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+STUCK: dict[str, Any] = {"store": "sqlite", "pacer": "constant:rate=100", "warmup_s": 0, "projection": "stuck"}
+
+
+def test_a_projection_that_has_not_caught_up_is_told_and_nothing_is_passed(
+    lab: Lab, written: Callable[[str, str], Any]
+) -> None:
+    """The first Ctrl-C leaves two seconds of the half minute."""
+    written("stuck_models", READ_MODEL)
+    began_ns = now_ns()
+    with pytest.raises(KeyboardInterrupt):
+        run(Experiment(**STUCK, duration_s=60), lab, _When(20, lambda: os.kill(os.getpid(), signal.SIGINT)))
+    assert now_ns() - began_ns < FINISH_TIMEOUT_S / 2 * NS_PER_S
+    [row] = lab.runs().iter_rows(named=True)
+    [found] = lab.invariants(row["run_id"]).filter(name="projections equal the fold of the events").rows(named=True)
+    assert (found["status"], found["reason"]) == ("broken", "the read model had not caught up when its time was over")
+    verdict = judge(Targets.of("p50 < 10s"), Run(lab, row["run_id"]))
+    assert verdict.status == "inconclusive"
+    told = dict(lab.marks(row["run_id"]).select("name", "detail").rows())["projected"]
+    assert "had not caught up" in told
+
+
+class _AtTheEnd(Quiet):
+    """Ctrl-C twice while those beside the load catch up."""
+
+    def phase(self, title: str, text: str) -> None:
+        if text == "waiting for those who follow":
+            threading.Thread(target=self._twice).start()
+
+    def _twice(self) -> None:
+        for _ in range(2):
+            pause_s(0.5)
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_second_ctrl_c_ends_those_beside_the_load_at_once(
+    tmp_path: Path, written: Callable[[str, str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written("stuck_models", READ_MODEL)
+    monkeypatch.setattr("eventcore_lab.experiment.measuring.SHORT_FINISH_S", FINISH_TIMEOUT_S)
+    began_ns = now_ns()
+    found = measure(Experiment(**STUCK, duration_s=0.2), tmp_path / "spool", _AtTheEnd())
+    assert now_ns() - began_ns < FINISH_TIMEOUT_S / 2 * NS_PER_S
+    row = msgspec.json.decode((found.folder / "run.json").read_bytes())
+    assert (row["status"], row["status_reason"]) == ("interrupted", "stopped by the user, at once")
+    assert not [p for p in psutil.Process().children() if "eventcore_lab.load" in " ".join(p.cmdline())]
+
+
+def test_what_goes_wrong_beside_the_load_says_where(tmp_path: Path, written: Callable[[str, str], Any]) -> None:
+    written("stuck_models", READ_MODEL)
+    e = Experiment(**{**STUCK, "projection": "stuck:says=no"}, duration_s=60)
+    with pytest.raises(StoreError, match=r"\Aprojector 0 \(stuck:says=no\): no\Z"):
+        measure(e, tmp_path / "spool", Quiet())
+
+
+# what somebody registered in a module of his own
+
+
+OWN = """
+from eventcore_lab.load.pacers import Constant, pacers
+from eventcore_lab.load.workloads import WriteEvents, workloads
+from eventcore_lab.stores import grouped, stores
+
+@workloads.register("bookings")
+def bookings(seed: int, *, batch: int = 2):
+    "Appends of two."
+    return workloads.make(f"write_events:batch={batch}", seed=seed)
+
+@pacers.register("hourly")
+def hourly(*, rate: float = 3600.0):
+    "So many an hour."
+    return Constant(rate / 3600)
+
+@stores.register("together")
+def together(inner):
+    "Another name."
+    return grouped._grouped(inner)
+"""
+
+
+def test_a_run_knows_what_was_registered_in_a_module_of_ones_own(lab: Lab, written: Callable[[str, str], Any]) -> None:
+    written("own_bookings", OWN)
+    e = Experiment(
+        store="together(sqlite)", workload="bookings", pacer="hourly:rate=720000", duration_s=0.3, warmup_s=0
+    )
+    assert e.modules >= {"own_bookings", "eventcore_lab.stores.sqlite"}
+    found = run(e, lab, Quiet())
+    assert found.outcomes == {"ok": 60}
+    assert set(found.samples["events"]) == {2}
+
+
+def test_what_a_script_registers_itself_is_refused_before_anything_starts() -> None:
+    script = OWN + 'from eventcore_lab import Experiment\nExperiment(store="sqlite", workload="bookings")\n'
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert "UsageError: workload bookings is registered in the script itself" in last
+    assert "put it into a module beside it and import that" in last
+    wrapped = script.replace('store="sqlite", workload="bookings"', 'store="together(sqlite)"')
+    done = subprocess.run([sys.executable, "-c", wrapped], capture_output=True, text=True)
+    assert "store together is registered in the script itself" in done.stderr

@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from eventcore_lab import cli
+from eventcore_lab.clock import now_ns
+from eventcore_lab.companions.series import Series
 from eventcore_lab.events import NewEvent, StoredEvent, StoreUnreachable, StreamId, StreamWrite
 from eventcore_lab.experiment import Experiment, RunBroken, with_option
 from eventcore_lab.lab import sentences, visibility
@@ -24,11 +28,12 @@ from eventcore_lab.lab.database import Lab
 from eventcore_lab.lab.measures import Run
 from eventcore_lab.load.evidence import write_rows
 from eventcore_lab.load.follower import Delivered, FollowerJob
+from eventcore_lab.load.projector import ProjectorJob
 from eventcore_lab.load.workers import Followers, WorkerDied
 from eventcore_lab.progress import Quiet, Tally
-from eventcore_lab.schema import SAFE_ORDER, SAMPLE_WORDS, TABLES, ExitCode, Outcome, packed
+from eventcore_lab.schema import GAUGES_FILE, MARKS_FILE, SAFE_ORDER, SAMPLE_WORDS, TABLES, ExitCode, Outcome, packed
 from eventcore_lab.spec import UsageError
-from eventcore_lab.stores import PoolSettings, stores
+from eventcore_lab.stores import Place, PoolSettings, Store, stores
 from eventcore_lab.stores.conformance import CLAIMS
 from eventcore_lab.stores.protocol import Address
 from eventcore_lab.workbench import run
@@ -42,6 +47,10 @@ def delivered_in(folder: Path, reader: int) -> list[list[int]]:
     """The `nth` of each row, part by part."""
     assert not list(folder.glob("*.part")) and not list(folder.glob("*.log"))
     return [pq.read_table(part)["nth"].to_pylist() for part in sorted(folder.glob(f"followed-{reader}-*.parquet"))]
+
+
+def seen_in(folder: Path) -> list[int]:
+    return [ns for part in sorted(folder.glob("followed-*")) for ns in pq.read_table(part)["seen_ns"].to_pylist()]
 
 
 def job(folder: Path, **changes: Any) -> FollowerJob:
@@ -118,6 +127,55 @@ async def test_a_follower_finishes_when_it_has_everything_and_ends_with_its_inpu
     assert len(parts) > 1 and [n for part in parts for n in part] == list(range(1, 51))
 
 
+@asynccontextmanager
+async def spool_of(folder: Path) -> AsyncIterator[tuple[Place, Store, int]]:
+    """A store with a schema of its own, and the lock of the spool."""
+    driver, lock = stores.make("postgres"), os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
+    try:
+        async with asyncio.timeout(30), driver.provision() as place:
+            store = await driver.connect(place.address, PoolSettings.sized(1))
+            yield place, store, lock
+            await store.close()
+    finally:
+        os.close(lock)
+
+
+async def test_a_follower_is_given_what_is_stored_before_the_start(tmp_path: Path) -> None:
+    async with spool_of(tmp_path) as (place, store, lock):
+        for n in range(50):
+            await store.append([StreamWrite(S, n, (NewEvent("Happened", b"{}"),))])
+        given = job(tmp_path, address=place.address, pool=PoolSettings.sized(1), page=7, rows_per_part=20)
+        async with Followers.spawned([given], lock) as followers:
+            assert await followers.settle() == [(given, True)]
+            assert not seen_in(tmp_path)
+            start_ns = now_ns()
+            await followers.go(start_ns)
+            await store.append([StreamWrite(S, 50, (NewEvent("Happened", b"{}"),))])
+            [(_, said)] = await followers.finish()
+            end_ns = now_ns() - start_ns
+    assert said == {"event": "done", "delivered": 51, "has_caught_up": True}
+    assert [n for part in delivered_in(tmp_path, 0) for n in part] == list(range(1, 52))
+    seen = seen_in(tmp_path)
+    assert seen == sorted(seen) and seen[49] < 0 <= seen[50] < end_ns
+    assert seen[0] > -60 * 10**9, "since the start, not since the clock's beginning"
+
+
+@pytest.mark.parametrize("projection", ["worker:page=7", "matview:every_s=60", "memory", "trigger"])
+async def test_a_projector_comes_to_the_end_of_what_is_stored_before_the_start(projection: str, tmp_path: Path) -> None:
+    async with spool_of(tmp_path) as (place, store, lock):
+        for n in range(50):
+            await store.append([StreamWrite(S, n, (NewEvent("Happened", b"{}"),))])
+        same: dict[str, Any] = {"spool": str(tmp_path), "store": "postgres", "address": place.address}
+        given = ProjectorJob(projection=projection, pool=PoolSettings.sized(2), **same)
+        async with Followers.spawned([given], lock) as followers:
+            assert await followers.settle() == [(given, True)]
+            await followers.go(now_ns())
+            [(_, said)] = await followers.finish()
+    assert said["has_caught_up"]
+    lags = [json.loads(line) for line in (tmp_path / GAUGES_FILE).read_text().splitlines()]
+    assert {line["value"] for line in lags if line["name"] == "lag_events"} <= {0}
+
+
 async def test_a_follower_whose_store_cannot_be_reached_says_so(tmp_path: Path) -> None:
     lock = os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR)
     try:
@@ -149,6 +207,21 @@ async def test_what_was_delivered_is_written_in_parts(tmp_path: Path) -> None:
         assert len(delivered._rows) < 10
     await delivered.keep()
     assert [len(part) for part in delivered_in(tmp_path, 3)] == [10, 10, 5]
+
+
+def test_what_is_marked_before_the_start_has_a_time_below_zero(tmp_path: Path) -> None:
+    for is_started in (True, False):
+        series = Series(tmp_path)
+        series.mark("store filled")
+        series.gauge("machine", "busy_percent", 7)
+        if is_started:
+            series.start_ns = now_ns()
+        series.mark("later")
+        series.close()
+        marks = [json.loads(line) for line in (tmp_path / MARKS_FILE).read_text().splitlines()][-2:]
+        gauge = json.loads((tmp_path / GAUGES_FILE).read_text().splitlines()[-1])
+        assert [mark["name"] for mark in marks] == ["store filled", "later"]
+        assert marks[0]["t_ns"] <= gauge["t_ns"] <= 0 and (marks[1]["t_ns"] >= 0) == is_started
 
 
 # what is counted

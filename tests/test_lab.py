@@ -149,7 +149,7 @@ def test_percentiles_in_sql_put_what_never_ended_at_the_top_and_leave_refusals_o
 
 
 def test_every_fact_of_a_sample_arrives_in_its_column(lab: Lab) -> None:
-    lab.ingest(spooled(lab, "r1", [[7, 1, 2, 3, 4, 5, 6, packed(Outcome.CONFLICT, 1, 3, 70_000, 2)]]))
+    lab.ingest(spooled(lab, "r1", [[7, 1, 2, 3, 4, 5, 6, packed(Outcome.CONFLICT, 1, 3, 70_000, 2)]], schema_version=3))
     [row] = lab.samples("r1").iter_rows(named=True)
     assert row == {
         "worker": 0,
@@ -551,3 +551,42 @@ def test_the_null_store_is_never_called_correct(lab: Lab) -> None:
     measured = measure(Experiment(store="null", duration_s=0.1, warmup_s=0), lab.spool)
     lab.ingest(measured.folder)
     assert set(lab.invariants(measured.run_id)["status"]) == {"not tested"}
+
+
+def test_a_run_of_an_older_version_that_was_still_in_the_spool_has_no_conflicts_of_its_own(lab: Lab) -> None:
+    """There the bit that is now the lowest of the conflicts said that the sample had begun."""
+    old = [packed(Outcome.OK, 1, 1, 1) | 1 << 16, packed(Outcome.CONFLICT, 1, 1, 0) | 1 << 16]
+    lab.ingest(
+        spooled(lab, "r1", [[k, k * MS, k, k, k, k + MS, 0, word] for k, word in enumerate(old)], schema_version=2)
+    )
+    assert lab.samples("r1")["conflicts"].to_list() == [None, None]
+    assert Run(lab, "r1").figure("conflicts/attempts").estimate.value == 50
+
+
+def test_who_gave_up_after_conflicts_counts_as_not_answered_and_as_failed(lab: Lab) -> None:
+    """Else fewer retries would make the percentiles better."""
+    rows = [sample(k, 0, (k + 1) * MS) for k in range(8)]
+    gave_up, answered = packed(Outcome.CONFLICT, 1, 5, 0, 5), packed(Outcome.CONFLICT, 1, 1, 0, 1)
+    rows += [[8, 0, 0, 0, 0, 90 * MS, 0, gave_up], [9, 0, 0, 0, 0, 5, 0, gave_up], [10, 0, 0, 0, 0, 5, 0, answered]]
+    lab.ingest(spooled(lab, "r1", rows, schema_version=3))
+    run = Run(lab, "r1")
+    assert run.figure("p50").estimate.value == 5 and run.figure("p90").estimate.value == math.inf
+    assert lab.percentiles("r1", [0.8, 0.81]).rows() == [(0.8, 8.0), (0.81, None)]
+    assert run.figure("failures/attempts").estimate.value == pytest.approx(100 * 2 / 11)
+    assert run.figure("conflicts/attempts").estimate.value == pytest.approx(100 * 11 / 19)
+
+
+def test_growth_is_the_slope_times_the_span_and_its_interval_holds_it_whatever_the_number_of_points() -> None:
+    rng = np.random.default_rng(4)
+
+    def grown(n: int) -> tuple[stats.Estimate, float]:
+        t_s = np.sort(rng.uniform(0, 100, n))
+        return stats.growth(t_s, 3 * t_s + rng.normal(0, 5, n)), 3 * float(t_s[-1] - t_s[0])
+
+    assert sum(found.low <= truth <= found.high for found, truth in (grown(40) for _ in range(200))) >= 180
+    found, truth = grown(20_000)
+    assert found.value == pytest.approx(truth, rel=0.02) and found.n == 20_000
+    flat = stats.growth(np.arange(50.0), np.full(50, 7.0))
+    assert (flat.value, flat.low, flat.high) == (0, 0, 0)
+    assert stats.growth(np.arange(3.0), np.asarray([1.0, 9.0, 4.0])).value == 3
+    assert stats.growth(np.arange(1.0), np.arange(1.0)) is stats.NOTHING

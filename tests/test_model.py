@@ -290,9 +290,9 @@ class Machine(RuleBasedStateMachine):
         streams = [stream for stream, _ in asked]
         ours, theirs = (self.run(s.read_streams(streams)) for s in (self.model, self.store))
         assert list(map(part, theirs)) == list(map(part, ours))
-        each = dict(asked)
-        ours, theirs = (self.run(s.read_streams(list(each), list(each.values()))) for s in (self.model, self.store))
-        assert list(map(part, theirs)) == list(map(part, ours)), each
+        froms = [version for _, version in asked]
+        ours, theirs = (self.run(s.read_streams(streams, froms)) for s in (self.model, self.store))
+        assert list(map(part, theirs)) == list(map(part, ours)), asked
 
     @rule(asked=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 20), FILTER), min_size=2))
     def read_all(self, asked: list[tuple[float, int, Filter]]) -> None:

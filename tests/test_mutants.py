@@ -10,15 +10,17 @@ import duckdb
 import numpy as np
 import pytest
 
+from eventcore_lab.commands import Executed, direct
 from eventcore_lab.events import ANY, NewEvent, StreamId, StreamWrite
 from eventcore_lab.lab.checkers import CHECKERS, Finding, check, reported
+from eventcore_lab.load.answers import Answers
 from eventcore_lab.load.journal import Journal, read_back
 from eventcore_lab.load.ordeal import Deaf, ordeal, ordeal_of
 from eventcore_lab.load.projector import write_projected
 from eventcore_lab.projections.users import Row
 from eventcore_lab.schema import JOURNAL, SAMPLE_WORDS
 from eventcore_lab.spec import UsageError
-from eventcore_lab.stores import open_store, stores
+from eventcore_lab.stores import Store, open_store, stores
 from eventcore_lab.stores.memory import Memory
 from eventcore_lab.stores.mutants import MUTANTS
 
@@ -51,6 +53,7 @@ NOT_IN_THE_ORDEAL = {
     "acknowledged appends survive a restart",
     "a restart changes nothing",
     "projections equal the fold of the events",
+    "executed commands are where their answers say",
 }
 
 
@@ -104,9 +107,20 @@ async def _clean(folder: Path) -> None:
         await ordeal(store, store, folder)
         await read_back(store, folder, "restarted")
         drawn = await store.last_position()
+        await _commands(store, folder)
     rows: list[Row] = [(user, f"{user}@example.org", user, n, n) for n, user in enumerate(("ada", "bob", "eve"))]
     write_projected(folder / "projected-0.parquet", "worker", rows, {row[0]: row for row in rows})
     Journal(Memory()).write(folder, 9, counts={"positions drawn": drawn})
+
+
+async def _commands(store: Store, folder: Path) -> None:
+    """What commands on the events that are there would have been told; the store itself stays as it is."""
+    answers = Answers(direct(store))
+    for n, part in enumerate(await store.read_streams([StreamId("hot-0"), StreamId("account-0")])):
+        event = part.events[-1]
+        told = Executed((NewEvent(event.type, event.data, event.meta, event.id),), (part.version,), 1, (part.stream,))
+        answers.told.append((n, told))
+    answers.write(folder, 0)
 
 
 @pytest.fixture(scope="module")
@@ -265,6 +279,11 @@ PLANTED: list[tuple[str, str, str]] = [
         "projections equal the fold of the events",
         "projected",
         "SELECT * FROM t UNION ALL SELECT * FROM t WHERE key = 'bob'",
+    ),
+    (
+        "executed commands are where their answers say",
+        "executed",
+        "SELECT * REPLACE (version - (stream = 'hot-0')::BIGINT AS version) FROM t",
     ),
 ]
 

@@ -32,12 +32,14 @@ from eventcore_lab.events import (
     StreamWrite,
 )
 from eventcore_lab.lab.checkers import check
+from eventcore_lab.load.evidence import write_rows
 from eventcore_lab.load.projector import DENSE_MAX, lag, write_projected
 from eventcore_lab.projections import Overtaken, Projection, Remembered, catch_up, chapter, read_models, rebuild, users
 from eventcore_lab.projections.plain import folded
 from eventcore_lab.projections.read_model import tables_of
 from eventcore_lab.projections.table import CHECKPOINT, Statement, Worker, rows_sql
 from eventcore_lab.projections.users import Row, changes_of
+from eventcore_lab.schema import NOT_COMPARED
 from eventcore_lab.spec import UsageError
 from eventcore_lab.stores import PoolSettings, Store, open_store, stream_all
 from eventcore_lab.stores.memory import Memory
@@ -679,6 +681,39 @@ async def test_a_view_tells_the_position_before_its_refresh(postgres: Store) -> 
         assert (await kept.reached(), await postgres.last_position()) == (1, 2)
 
 
+async def test_a_refresh_without_an_answer_does_no_harm_and_is_counted(postgres: Store) -> None:
+    await happens(postgres, [("joins", 1, "a")])
+    async with made("matview", postgres) as kept:
+        refresh, answers = kept._tables.in_transaction, iter([False, True, False])
+
+        async def sometimes(statements: Sequence[Statement]) -> list[list[Any]]:
+            if not next(answers):
+                raise OutcomeUnknown("no answer in time")
+            found: list[list[Any]] = await refresh(statements)
+            return found
+
+        kept._tables.in_transaction = sometimes
+        assert (await kept.step()).refresh_ns == 0 and await kept.reached() == 0
+        assert (await kept.step()).refresh_ns > 0 and await kept.reached() == 1
+        await kept.step()
+        assert kept.failures == {"failed_refreshes": 2} and await kept.reached() == 1
+
+
+class ReadOnly(Wrapper):
+    async def save_snapshot(self, snapshot: Snapshot) -> bool:
+        raise StoreError("this store is only to be read")
+
+
+async def test_a_snapshot_that_cannot_be_saved_does_no_harm_and_is_tried_as_seldom_as_before(store: Store) -> None:
+    await happens(store, [("joins", n % 5, str(n)) for n in range(20)])
+    async with made("memory:page=3,every=4", ReadOnly(store)) as kept:
+        await catch_up(kept)
+        assert sorted(await kept.rows()) == await truth(store)
+        assert kept.failures == {"failed_snapshots": 3}, "of every fourth event at the end of a page of three"
+    found = await rebuild(users, ReadOnly(store))
+    assert (found.applied, found.saves, found.failures) == (20, 0, {"failed_snapshots": 1})
+
+
 @pytest.mark.parametrize("spec", ["worker", "trigger", "matview", "chapter_matview"])
 @pytest.mark.parametrize("inner", ["memory", "sqlite", "postgres:eventcore", "postgres:chapter"])
 async def test_only_memory_is_for_every_store(spec: str, inner: str) -> None:
@@ -755,6 +790,14 @@ def test_a_read_model_is_held_against_the_fold(
     write_projected(tmp_path / "projected-0.parquet", "worker", change(GOOD), {row[0]: row for row in GOOD})
     [finding] = [f for f in check(tmp_path) if f.id == "V17"]
     assert (finding.status, finding.detail) == ("violated" if said_of_it else "passed", said_of_it)
+
+
+def test_a_read_model_that_was_not_compared_is_no_pass_and_not_nothing(tmp_path: Path) -> None:
+    [finding] = [f for f in check(tmp_path) if f.id == "V17"]
+    assert (finding.status, finding.detail) == ("not tested", "no read model was kept")
+    write_rows(tmp_path / "counts-projector-0.parquet", "counts", [(NOT_COMPARED, 1)])
+    [finding] = [f for f in check(tmp_path) if f.id == "V17"]
+    assert (finding.status, finding.detail) == ("broken", "the read model had not caught up when its time was over")
 
 
 async def test_a_store_that_loses_events_for_its_readers_is_told_from_the_read_model(tmp_path: Path) -> None:

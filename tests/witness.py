@@ -432,6 +432,9 @@ class Watched:
             assert isinstance(state, State)
             assert state.value == history.state_of_first(stream, fold, state.version)
 
+    def forget(self, wanted: Wanted) -> None:
+        self.inner.forget(wanted)
+
     def counts(self) -> dict[str, int]:
         return self.inner.counts()
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from eventcore_lab.clock import now_ns
 from eventcore_lab.commands.command import Command, CommandRejected, Executed, Fold, State, declared, only_reads
@@ -21,7 +22,7 @@ from eventcore_lab.commands.executor import (
     Executor,
     after_events,
     conflicted,
-    read_on,
+    has_lost,
     values_of,
     writes_of,
 )
@@ -82,7 +83,8 @@ class Batching:
     def __init__(self, inner: Executor, *, size: int, delay_s: float, in_flight: int, queue_max: int) -> None:
         if not isinstance(inner, Direct):
             raise UsageError(
-                "batching puts commands together itself; write parallel(batching(…)), not the other way round"
+                "batching takes direct, cached(direct) or snapshots(direct), for it reads and puts commands together itself; "
+                "with parallel, write parallel(batching(…))"
             )
         self._core = inner
         self._settings = {"size": size, "delay_s": delay_s, "in_flight": in_flight, "queue_max": queue_max}
@@ -108,7 +110,7 @@ class Batching:
         while True:
             try:
                 done = await self._batcher.submit(asked)
-                return done if attempt == 1 else Executed(done.events, done.versions, attempt)
+                return done if attempt == 1 else replace(done, attempts=attempt)
             except _Again as again:
                 asked.must_read = True
                 asked.is_alone = asked.is_alone or again.is_alone
@@ -145,7 +147,7 @@ class Batching:
         since, recent = await core.memory.recall(wanted)
         overdue = {stream for chain in chains for asked in chain.members if asked.must_read for stream in asked.wanted}
         to_read = {s: fold for s, fold in wanted.items() if s not in recent or s in overdue}
-        found = await _read(core.store, to_read, since) if to_read else {}
+        found = await self._read(to_read, since) if to_read else {}
         states = {**since, **found}
         for chain in chains:
             chain.is_current = to_read.keys() >= chain.wanted.keys()
@@ -159,6 +161,30 @@ class Batching:
             if chain.states:
                 is_done = isinstance(chain.answer, AppendResult)
                 core.memory.keep(chain.wanted, chain.states if is_done else chain.base, since)
+
+    async def _read(self, wanted: Wanted, known: States) -> dict[StreamId, State | Exception]:
+        """As `read_on`, in one statement; a stream whose events cannot be folded is its own commands' trouble only, and one
+        that the store has lost is read anew."""
+        core = self._core
+        if len(wanted) == 1:
+            [(stream, _)] = wanted.items()
+            try:
+                found: dict[StreamId, State | Exception] = {**await core.read_on(wanted, known)}
+            except Exception as error:
+                found = {stream: error}
+            return found
+        froms = [known[stream].version + 1 if stream in known else 1 for stream in wanted]
+        slices = await core.store.read_streams(list(wanted), froms if known else None)
+        found = {}
+        for part, fold in zip(slices, wanted.values(), strict=True):
+            try:
+                found[part.stream] = after_events(fold, known.get(part.stream) or State(0, fold.initial), part.events)
+            except Exception as error:
+                found[part.stream] = error
+        if lost := {part.stream: wanted[part.stream] for part in slices if has_lost(known.get(part.stream), part)}:
+            core.memory.forget(lost)
+            found.update(await self._read(lost, {}))
+        return found
 
     async def _appended(self, requests: list[list[StreamWrite]]) -> Sequence[AppendResult | Exception]:
         try:
@@ -259,7 +285,7 @@ def _decide(chain: _Chain, states: Mapping[StreamId, State | Exception]) -> None
         for write in writes:
             chain.events.setdefault(write.stream, []).extend(write.events)
         versions = tuple([state.version for state in chain.states.values()])
-        chain.outcomes.append(Executed(tuple([event for _, event in decided]), versions, 1))
+        chain.outcomes.append(Executed(tuple([event for _, event in decided]), versions, 1, tuple(chain.wanted)))
 
 
 def _conclude(chain: _Chain) -> None:
@@ -279,24 +305,6 @@ def _conclude(chain: _Chain) -> None:
         ]
     elif isinstance(answer, Exception):
         chain.outcomes = [answer] * count
-
-
-async def _read(store: Store, wanted: Wanted, known: States) -> dict[StreamId, State | Exception]:
-    """As `read_on`, in one statement; a stream whose events cannot be folded is its own commands' trouble only."""
-    if len(wanted) == 1:
-        try:
-            return {**await read_on(store, wanted, known)}
-        except Exception as error:
-            return dict.fromkeys(wanted, error)
-    froms = [known[stream].version + 1 if stream in known else 1 for stream in wanted]
-    slices = await store.read_streams(list(wanted), froms if known else None)
-    found: dict[StreamId, State | Exception] = {}
-    for part, fold in zip(slices, wanted.values(), strict=True):
-        try:
-            found[part.stream] = after_events(fold, known.get(part.stream) or State(0, fold.initial), part.events)
-        except Exception as error:
-            found[part.stream] = error
-    return found
 
 
 def _writes(chain: _Chain) -> list[StreamWrite]:

@@ -116,7 +116,7 @@ class ChapterCached:
         writes = writes_of(command, states, decided)
         result = await self._core.store.append(writes)
         await self._invalidate_cache_for_streams([write.stream for write in writes if write.events])
-        return Executed(tuple([event for _, event in decided]), result.versions, attempt)
+        return Executed(tuple([event for _, event in decided]), result.versions, attempt, tuple(wanted))
 
     async def _get_cached_state(self, wanted: Wanted, slices: Sequence[StreamSlice]) -> States | None:
         """The states of all streams if all are in the cache at the version just read, else None."""
@@ -333,14 +333,15 @@ class ChapterBatching:
         return await _tried_again(self._core, lambda attempt: self._execute(command, attempt))
 
     async def _execute(self, command: Command, attempt: int) -> Executed:
-        states = await read_on(self._core.store, declared(command), {})
+        wanted = declared(command)
+        states = await read_on(self._core.store, wanted, {})
         decided = command.decide(values_of(states))
         writes = writes_of(command, states, decided)
         error = await self._batches.process([write for write in writes if write.events])
         if error is not None:
             raise error
         versions = tuple([write.expected + len(write.events) for write in writes])
-        return Executed(tuple([event for _, event in decided]), versions, attempt)
+        return Executed(tuple([event for _, event in decided]), versions, attempt, tuple(wanted))
 
     async def _write_events_batch(self, items: list[list[StreamWrite]]) -> list[Exception | None]:
         """One append of everything; the expectation of a stream is that of the first item that has it."""

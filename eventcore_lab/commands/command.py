@@ -66,6 +66,8 @@ def only_reads(command: Command) -> Collection[StreamId]:
     """The streams that a command promises never to write: its optional `only_reads`. Whoever keeps commands with common
     streams apart need not keep those apart that only read them."""
     found: Collection[StreamId] = getattr(command, "only_reads", ())
+    if isinstance(found, str):
+        raise ValueError(f"{type(command).__name__}.only_reads is a stream's name; it is a collection of names")
     return found
 
 
@@ -74,8 +76,9 @@ class CommandRejected(Exception):
 
 
 class Executed(Struct, frozen=True):
-    """What became of a command: the events appended, the version of each of its streams afterwards, the tries it took."""
+    """What became of a command: the events appended, the version of each of its `streams` afterwards, the tries it took."""
 
     events: tuple[NewEvent, ...]
     versions: tuple[int, ...]
     attempts: int
+    streams: tuple[StreamId, ...] = ()

@@ -12,7 +12,15 @@ from msgspec import Struct
 from eventcore_lab.clock import NS_PER_S, sleep_s
 from eventcore_lab.commands.command import Command, CommandRejected, Executed, Fold, State, declared, only_reads
 from eventcore_lab.commands.memory import NOTHING, Memory, States, Wanted
-from eventcore_lab.events import NewEvent, StoredEvent, StoreError, StreamId, StreamWrite, VersionConflict
+from eventcore_lab.events import (
+    NewEvent,
+    StoredEvent,
+    StoreError,
+    StreamId,
+    StreamSlice,
+    StreamWrite,
+    VersionConflict,
+)
 from eventcore_lab.schema import current_attempt
 from eventcore_lab.stores.protocol import Store
 
@@ -94,7 +102,7 @@ class Direct:
         wanted = declared(command)
         since, recent = await self.memory.recall(wanted)
         is_remembered = len(recent) == len(wanted)
-        states = since if is_remembered else await read_on(self.store, wanted, since)
+        states = since if is_remembered else await self.read_on(wanted, since)
         attempt = tries = 1
         while True:
             try:
@@ -115,7 +123,14 @@ class Direct:
             else:
                 self.memory.keep(wanted, after, since)
                 return done
-            states, is_remembered = await read_on(self.store, wanted, states), False
+            states, is_remembered = await self.read_on(wanted, states), False
+
+    async def read_on(self, wanted: Wanted, known: States) -> States:
+        """As the function of this name; what the store has lost is forgotten."""
+        states = await read_on(self.store, wanted, known)
+        if any(stream in known and states[stream].version < known[stream].version for stream in wanted):
+            self.memory.forget(wanted)
+        return states
 
     async def _attempt(self, command: Command, wanted: Wanted, states: States, attempt: int) -> tuple[Executed, States]:
         decided = command.decide(values_of(states))
@@ -123,7 +138,7 @@ class Direct:
         # Before they are stored: what cannot be folded must not be there.
         after = {w.stream: after_events(wanted[w.stream], states[w.stream], w.events) for w in writes}
         result = await self.store.append(writes)
-        return Executed(tuple([event for _, event in decided]), result.versions, attempt), after
+        return Executed(tuple([event for _, event in decided]), result.versions, attempt, tuple(wanted)), after
 
     def remembering(self, make: Callable[[Memory, Store], Memory]) -> Direct:
         return Direct(self.store, retry=self.retry, seed=self.seed, memory=make(self.memory, self.store))
@@ -172,17 +187,28 @@ async def read_on(store: Store, wanted: Wanted, known: States) -> States:
         return {stream: await _read_one(store, stream, fold, known.get(stream) or State(0, fold.initial))}
     froms = [known[stream].version + 1 if stream in known else 1 for stream in wanted]
     slices = await store.read_streams(list(wanted), froms if known else None)
+    if known and any(has_lost(known.get(part.stream), part) for part in slices):
+        return await read_on(store, wanted, {})
     found: dict[StreamId, State] = {}
     for part, fold in zip(slices, wanted.values(), strict=True):
         found[part.stream] = after_events(fold, known.get(part.stream) or State(0, fold.initial), part.events)
     return found
 
 
+def has_lost(known: State | None, found: StreamSlice) -> bool:
+    """Whether the stream is shorter than it was: the store has lost what it had (a crash with `synchronous_commit=off`, a
+    backup put back), and what was folded from it is of no use any more."""
+    return known is not None and not found.events and found.version < known.version
+
+
 async def _read_one(store: Store, stream: StreamId, fold: Fold, state: State) -> State:
     while True:
-        events = (await store.read_stream(stream, state.version + 1, PAGE)).events
-        state = after_events(fold, state, events)
-        if len(events) < PAGE:
+        part = await store.read_stream(stream, state.version + 1, PAGE)
+        if has_lost(state, part):
+            state = State(0, fold.initial)
+            continue
+        state = after_events(fold, state, part.events)
+        if len(part.events) < PAGE:
             return state
 
 

@@ -55,7 +55,9 @@ def snapshots(inner: Executor, *, every: int = 100) -> Executor:
 
 @executors.register("parallel")
 def parallel(inner: Executor, *, limit: int = 10) -> Parallel:
-    """At most `limit` commands at a time; those with a stream in common one after the other, in the order they came."""
+    """At most `limit` commands at a time; those with a stream in common one after the other, in the order they came.
+
+    Around batching(…) no batch has more than `limit` commands."""
     _within("limit", limit, 1, 100_000)
     return Parallel(inner, limit)
 
@@ -64,7 +66,9 @@ def parallel(inner: Executor, *, limit: int = 10) -> Parallel:
 def batching(
     inner: Executor, *, size: int = 100, delay_ms: float = 10.0, in_flight: int = 1, queue_max: int = 10_000
 ) -> Batching:
-    """Commands that wait together share one read and one append; delay_ms=0: no timer, a batch goes when none is under way."""
+    """Commands that wait together share one read and one append; delay_ms=0: no timer, a batch goes when none is under way.
+
+    The default delay is that of the performance chapter; without one commands are answered sooner and batches still fill."""
     _within("size", size, 1, 10_000)
     _within("delay_ms", delay_ms, 0, 60_000)
     _within("in_flight", in_flight, 1, 16)

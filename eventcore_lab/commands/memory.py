@@ -2,7 +2,9 @@
 a cache of folded states, and snapshots in the store.
 
 A memory may be wrong about what is there *now*, never about what was: a state says which version it is the state of, and
-the store refuses an append that expects an old one.
+the store refuses an append that expects an old one. That holds as long as the store keeps what it has acknowledged. Where a
+stream turns out to be shorter than it was, what was remembered is forgotten; where others have made it as long again, no
+version tells.
 """
 
 from __future__ import annotations
@@ -40,6 +42,10 @@ class Memory(Protocol):
         """Remember `states`; `since` is what was known before reading on or writing."""
         ...
 
+    def forget(self, wanted: Wanted) -> None:
+        """What was remembered of these streams was of events that the store has lost."""
+        ...
+
     def counts(self) -> dict[str, int]:
         """What happened, by name."""
         ...
@@ -54,6 +60,9 @@ class _Nothing:
         return {}, ()
 
     def keep(self, wanted: Wanted, states: States, since: States) -> None:
+        return
+
+    def forget(self, wanted: Wanted) -> None:
         return
 
     def counts(self) -> dict[str, int]:
@@ -106,6 +115,11 @@ class Cache:
         while len(entries) > self._size:
             entries.popitem(last=False)
         self._inner.keep(wanted, states, since)
+
+    def forget(self, wanted: Wanted) -> None:
+        for key in wanted.items():
+            self._entries.pop(key, None)
+        self._inner.forget(wanted)
 
     def counts(self) -> dict[str, int]:
         """Streams that were in the cache and that were not, and how many are in it now."""
@@ -169,6 +183,10 @@ class Snapshots:
             self.failed += 1
         else:
             self.saved += is_saved
+
+    def forget(self, wanted: Wanted) -> None:
+        """Snapshots stay: they never go back, and reading on from one that is ahead finds out again."""
+        self._inner.forget(wanted)
 
     def counts(self) -> dict[str, int]:
         """Snapshots that were loaded, saved, left out because too many were being saved, and not to be saved."""

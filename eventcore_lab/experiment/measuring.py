@@ -10,7 +10,7 @@ import fcntl
 import os
 import secrets
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +25,7 @@ from eventcore_lab.companions.series import Series
 from eventcore_lab.events import StoreError
 from eventcore_lab.experiment.value import CAPACITY_MAX, Experiment
 from eventcore_lab.load.follower import FollowerJob
+from eventcore_lab.load.imports import Imports
 from eventcore_lab.load.pacers import pacers
 from eventcore_lab.load.projector import ProjectorJob
 from eventcore_lab.load.recorder import Watcher
@@ -40,6 +41,8 @@ CLOSED_LOOP_RATE_MAX = 200_000
 """Operations per second that a closed loop's recorder makes room for; the file is sparse, so room costs nothing."""
 START_DELAY_NS = 100_000_000
 LOOK_EVERY_S = 0.25
+SHORT_FINISH_S = 2.0
+"""After Ctrl-C those beside the load have so long to come to the end of what is stored."""
 POPULATE_TIMEOUT_S = 1800.0
 FOLLOWER_CONNECTIONS = 2
 
@@ -116,6 +119,9 @@ class _Run:
             "schema_version": SCHEMA_VERSION,
         }
         self._worker: Worker[Job] | None = None
+        self._followers: Followers[FollowerJob | ProjectorJob] = Followers([])
+        self._is_abandoned = False
+        self._imports = Imports.of(experiment.modules)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def whole(self) -> Measured:
@@ -154,19 +160,31 @@ class _Run:
                     "read_streams), or add writes=true"
                 )
             worker = await stack.enter_async_context(self._working(place))
-            followers = await stack.enter_async_context(Followers.spawned(self._jobs_beside(place), self._lock))
+            await stack.enter_async_context(self._followers.spawning(self._jobs_beside(place), self._lock))
             await self._populated(worker, series)
-            await self._loaded(worker, followers, place, series)
-            await self._followed(followers, series)
+            await self._settled(series)
+            await self._loaded(worker, place, series)
+            await self._followed(series)
             if place.is_new:
                 await self._verified(worker, series)
             else:
                 series.mark("not read back", "the store had events before this run")
 
     def abandon(self) -> None:
-        """Called from another thread at the second Ctrl-C: the worker is ended, whatever it is doing."""
-        if self._worker is not None and self._loop is not None:
-            asyncio.run_coroutine_threadsafe(self._worker.end(timeout_s=0.2), self._loop)
+        """Called from another thread at the second Ctrl-C: every process is ended, whatever it is doing."""
+        self._is_abandoned = True
+        if self._loop is not None:
+            asyncio.run_coroutine_threadsafe(self._all_ended(), self._loop)
+
+    async def _all_ended(self) -> None:
+        working = [self._worker.end(timeout_s=0.2)] if self._worker is not None else []
+        await asyncio.gather(*working, self._followers.end(timeout_s=0.2))
+
+    def _begins(self, phase: str) -> None:
+        """Tell of a phase, unless the user has given up: a process that was not there yet could not be ended then."""
+        if self._is_abandoned:
+            raise RunBroken("stopped by the user, at once")
+        self.progress.phase(self.experiment.title, phase)
 
     def _keep_row(self) -> None:
         """Written whole and renamed, so that whoever finds it finds all of it."""
@@ -209,6 +227,7 @@ class _Run:
             in_flight_max=e.in_flight_max,
             backlog_max=e.backlog_max,
             backlog_policy=e.backlog_policy,
+            imports=self._imports,
             capacity=min(CAPACITY_MAX, int(2 * expected) + 10_000),
         )
 
@@ -218,19 +237,20 @@ class _Run:
         return msgspec.structs.replace(pool, acquire_timeout_s=timeout_s, command_timeout_s=timeout_s)
 
     def _jobs_beside(self, place: Place) -> list[FollowerJob | ProjectorJob]:
-        e, spool, pool = self.experiment, str(self.folder.resolve()), self._pool(FOLLOWER_CONNECTIONS)
-        jobs: list[FollowerJob | ProjectorJob] = [
-            FollowerJob(spool=spool, reader=reader, store=e.store, address=place.address, pool=pool)
-            for reader in range(e.followers)
-        ]
-        if e.projection:
-            jobs.append(
-                ProjectorJob(spool=spool, projection=e.projection, store=e.store, address=place.address, pool=pool)
-            )
-        return jobs
+        e = self.experiment
+        same: dict[str, Any] = {
+            "spool": str(self.folder.resolve()),
+            "store": e.store,
+            "address": place.address,
+            "pool": self._pool(FOLLOWER_CONNECTIONS),
+            "imports": self._imports,
+        }
+        jobs: list[FollowerJob | ProjectorJob] = [FollowerJob(reader=reader, **same) for reader in range(e.followers)]
+        return [*jobs, ProjectorJob(projection=e.projection, **same)] if e.projection else jobs
 
     @asynccontextmanager
     async def _working(self, place: Place) -> AsyncIterator[Worker[Job]]:
+        self._begins("starting the load process")
         self._worker = worker = await Worker.spawn(self._job(place), self._lock)
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
@@ -241,21 +261,34 @@ class _Run:
 
     async def _populated(self, worker: Worker[Job], series: Series) -> None:
         """Have the store filled with what the workload needs to find there: no part of what is measured."""
-        self.progress.phase(self.experiment.title, "filling the store")
+        self._begins("filling the store")
         await worker.say("populate")
-        async with asyncio.timeout(POPULATE_TIMEOUT_S), self._passing_on_a_stop(worker):
+        async with asyncio.timeout(POPULATE_TIMEOUT_S), self._passing_on_a_stop(lambda: worker.say("stop")):
             events = (await worker.heard("populated"))["events"]
         if events:
             series.mark("store filled", f"{events} events")
 
+    async def _settled(self, series: Series) -> None:
+        """Have those beside the load come to the end of what the store was filled with: that is not of the load either."""
+        if self.asked.is_set() or not self._followers:
+            return
+        self._begins("catching up with what is stored")
+        async with self._passing_on_a_stop(self._followers.stop):
+            for job, has_caught_up in await self._followers.settle():
+                if not has_caught_up:
+                    series.mark("not caught up before the load", job.complains_as)
+
     @asynccontextmanager
-    async def _passing_on_a_stop(self, worker: Worker[Job]) -> AsyncIterator[None]:
-        """Tell the worker when the user wants to stop."""
+    async def _passing_on_a_stop(
+        self, stop: Callable[[], Awaitable[None]], after_s: float = 0.0
+    ) -> AsyncIterator[None]:
+        """Say `stop`, after a while, when the user wants to stop."""
 
         async def watch() -> None:
             while not self.asked.is_set():
                 await sleep_s(LOOK_EVERY_S)
-            await worker.say("stop")
+            await sleep_s(after_s)
+            await stop()
 
         task = asyncio.ensure_future(watch())
         try:
@@ -264,17 +297,17 @@ class _Run:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def _loaded(self, worker: Worker[Job], followers: Followers[Any], place: Place, series: Series) -> None:
+    async def _loaded(self, worker: Worker[Job], place: Place, series: Series) -> None:
         """The load itself, with the companions around it."""
-        e = self.experiment
+        e, followers = self.experiment, self._followers
         sources: dict[str, Callable[[], list[int]]] = {"loader": lambda: [worker.pid], "server": place.server_pids}
         if not place.server_pids():
             del sources["server"]
-        series.start_ns = now_ns() + START_DELAY_NS
+        start_ns = series.start_ns = now_ns() + START_DELAY_NS
         async with resources(series, sources):
-            await followers.go(series.start_ns)
-            await worker.say("go", series.start_ns)
-            series.mark("load begins", e.workload, series.start_ns)
+            await followers.go(start_ns)
+            await worker.say("go", start_ns)
+            series.mark("load begins", e.workload, start_ns)
             async with self._watching(worker):
                 loaded = await followers.beside(worker.heard("loaded"))
         series.mark("load ends", loaded["reason"])
@@ -310,18 +343,24 @@ class _Run:
             tally.add(watcher.new_rows())
             self.progress.update(self.experiment.title, tally)
 
-    async def _followed(self, followers: Followers[Any], series: Series) -> None:
+    async def _followed(self, series: Series) -> None:
         """Have those beside the load come to the end of what it has left, also after the companions have gone."""
-        for job, done in await followers.finish():
+        if not self._followers:
+            return
+        self._begins("waiting for those who follow")
+        async with self._passing_on_a_stop(self._followers.stop, SHORT_FINISH_S):
+            finished = await self._followers.finish()
+        for job, done in finished:
             suffix = "" if done["has_caught_up"] else ", and had not caught up when its time was over"
             if isinstance(job, FollowerJob):
                 series.mark("followed", f"reader {job.reader}: {done['delivered']} events{suffix}")
             else:
-                series.mark("projected", f"{job.projection}: {done['rows']} rows compared{suffix}")
+                failures = "".join(f", {count} {name}" for name, count in done["failures"].items())
+                series.mark("projected", f"{job.projection}: {done['rows']} rows compared{failures}{suffix}")
 
     async def _verified(self, worker: Worker[Job], series: Series) -> None:
         """Have the store read back, after the companions have left: it is no part of what is measured."""
-        self.progress.phase(self.experiment.title, "reading everything back")
+        self._begins("reading everything back")
         await worker.say("verify")
         done = await worker.heard("done")
         series.mark("read back", f"{done['stored']} events")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -13,9 +14,10 @@ from eventcore_lab.load.drive import BACKLOG_POLICIES
 from eventcore_lab.load.pacers import OPERATIONS_MAX, pacers
 from eventcore_lab.load.workloads import workloads
 from eventcore_lab.projections import read_models
-from eventcore_lab.spec import UsageError, parse, unknown
+from eventcore_lab.spec import Registry, UsageError, parse, unknown
 from eventcore_lab.stores import stores
 from eventcore_lab.stores.memory import Null
+from eventcore_lab.stores.protocol import has_tables
 
 CAPACITY_MAX = 50_000_000
 LIMITS: dict[str, tuple[float, float]] = {
@@ -69,13 +71,24 @@ class Experiment(Struct, frozen=True, kw_only=True):
             raise unknown("backlog_policy", self.backlog_policy, BACKLOG_POLICIES)
         if self.followers and not stores.make(self.store).is_shared:
             raise UsageError(f"followers need a store that several processes can open, and {self.store} is not")
-        if self.projection:
-            read_models.make(self.projection)
-            if not stores.make(self.store).is_shared:
-                raise UsageError(f"a projection needs a store that several processes can open, and {self.store} is not")
         stores.make(self.store)
+        if self.projection:
+            self._check_projection()
         self._check_executor()
         self.check_schedule()
+        if "__main__" in self.modules:
+            raise self._unimportable()
+
+    def _check_projection(self) -> None:
+        read_model, driver = read_models.make(self.projection), stores.make(self.store)
+        if not driver.is_shared:
+            raise UsageError(f"a projection needs a store that several processes can open, and {self.store} is not")
+        if read_model.needs_tables and not has_tables(driver):
+            raise UsageError(
+                f"projection {parse(self.projection, read_models.kind).name} keeps tables beside the events and needs "
+                "postgres or env:…; projection=memory works with every store that several processes can open, and "
+                f"{self.store} is one"
+            )
 
     def _check_executor(self) -> None:
         executors.make(self.executor, store=Null(), seed=self.seed)
@@ -93,6 +106,30 @@ class Experiment(Struct, frozen=True, kw_only=True):
             raise UsageError(f"{self.pacer}: {error}") from None
         if expected > OPERATIONS_MAX:
             raise UsageError(f"{self.pacer} for {self.duration_s:g} s is too many operations for one run")
+
+    @property
+    def _named(self) -> dict[tuple[str, str], str]:
+        """(kind, name) of everything that a registry has, also inside parentheses → the module that registered it."""
+        specs: list[tuple[Registry[Any], str]] = [
+            (stores, self.store),
+            (workloads, self.workload),
+            (executors, self.executor),
+            (pacers, self.pacer),
+        ]
+        specs += [(read_models, self.projection)] if self.projection else []
+        return {(r.kind, name): module for r, text in specs for name, module in r.modules(text).items()}
+
+    @property
+    def modules(self) -> set[str]:
+        """What another process must have imported to make of these words what this one makes of them."""
+        return set(self._named.values())
+
+    def _unimportable(self) -> UsageError:
+        kind, name = next(named for named, module in self._named.items() if module == "__main__")
+        return UsageError(
+            f"{kind} {name} is registered in the script itself, which the load process cannot import: put it into a module "
+            "beside it and import that"
+        )
 
     @property
     def is_closed_loop(self) -> bool:

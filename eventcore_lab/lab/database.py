@@ -207,11 +207,11 @@ class Lab:
 
     def percentiles(self, run_id: str, ps: Sequence[float] = (0.5, 0.9, 0.95, 0.99, 0.999)) -> pl.DataFrame:
         """Columns `p`, `latency_ms`: the order statistic ⌈pn⌉ of ended − due over every steady sample that was
-        answered well or not at all; null where it falls among those that never ended."""
+        answered well or not at all, or gave up after conflicts; null where it falls among those."""
         return self.sql(
             """WITH steady AS (
                    SELECT CASE WHEN outcome = 1 THEN ended_ns - due_ns END AS latency_ns FROM samples
-                   WHERE run_id = ? AND phase = 1 AND outcome IN (0, 1, 4, 5)),
+                   WHERE run_id = ? AND phase = 1 AND (outcome IN (0, 1, 4, 5) OR outcome = 2 AND attempts > 1)),
                ranked AS (SELECT latency_ns, row_number() OVER (ORDER BY latency_ns NULLS LAST) AS rank FROM steady)
                SELECT p, latency_ns / 1e6 AS latency_ms
                FROM (SELECT unnest(?::DOUBLE[]) AS p) JOIN ranked
@@ -273,7 +273,7 @@ def _ingest(con: duckdb.DuckDBPyConnection, folder: Path, run_id: str) -> None:
     run = pa.Table.from_pylist([{name: row.get(name) for name in TABLES["runs"]}])  # noqa: F841 (read by DuckDB)
     con.execute("INSERT INTO runs BY NAME SELECT * FROM run")
     for part in sorted(folder.glob("samples-*.i64")):
-        incoming = _samples(part)  # noqa: F841 (read by DuckDB, which finds a table of the file first)
+        incoming = _samples(part, row.get("schema_version") or 0)  # noqa: F841 (read by DuckDB, which finds a table of the file first)
         con.execute("INSERT INTO samples BY NAME SELECT ? AS run_id, * FROM incoming", [run_id])
     for table, file in (("gauges", GAUGES_FILE), ("marks", MARKS_FILE)):
         path = folder / file
@@ -299,14 +299,16 @@ def _add_missing_columns(con: duckdb.DuckDBPyConnection) -> None:
                 con.execute(f'ALTER TABLE {table} ADD COLUMN "{name}" {kind}')
 
 
-def _samples(part: Path) -> pa.Table:
+def _samples(part: Path, schema_version: int) -> pa.Table:
     """The columns of `samples` from a worker's raw rows; see schema.SAMPLE_WORDS."""
     rows = raw_samples(part)
     columns = {name: rows[:, i] for i, name in enumerate(SAMPLE_WORDS[:-1])}
     word = rows[:, -1]
     columns["worker"] = np.full(len(rows), int(part.stem.rpartition("-")[2]))
     columns["outcome"], columns["phase"] = word & 0xFF, word >> 8 & 0x7F
-    columns["conflicts"], columns["attempts"], columns["events"] = word >> 16 & 0xFF, word >> 24 & 0xFF, word >> 32
+    columns["attempts"], columns["events"] = word >> 24 & 0xFF, word >> 32
+    if schema_version >= 3:  # before, this was where a sample said that it had begun
+        columns["conflicts"] = word >> 16 & 0xFF
     return pa.table(columns)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from eventcore_lab.schema import JOURNAL, SAMPLE_WORDS, Outcome
+from eventcore_lab.schema import JOURNAL, NOT_COMPARED, SAMPLE_WORDS, Outcome
 
 MEMORY_MAX = "2GiB"
 LOST = {
@@ -30,6 +30,7 @@ LOST = {
     "joint_reads": "no streams were read together",
     "prefixes": "no digest was taken",
     "counts": "nothing was counted",
+    "executed": "no command was executed",
     "projected": "no read model was kept",
 }
 """Why an invariant is not tested when a table of evidence is not there."""
@@ -104,6 +105,8 @@ class Evidence:
         for table in JOURNAL:
             self._open(table, sorted([*folder.glob(f"{table}.parquet"), *folder.glob(f"{table}-*.parquet")]))
         self._open_samples(sorted(folder.glob("samples-*.i64")))
+        if self.con.execute("SELECT 1 FROM counts WHERE name = ?", [NOT_COMPARED]).fetchall():
+            self.lacking["projected"] = ("broken", "the read model had not caught up when its time was over")
         for name, (needs, sql) in _DERIVED.items():
             self._derive(name, needs, sql)
 

@@ -220,4 +220,16 @@ INVARIANTS_WRITTEN = (
            GROUP BY worker, append
            HAVING min(stream) <> max(stream) AND sum(amount) = 0 AND count(*) FILTER (there) < count(*)""",
     ),
+    Invariant(
+        "V5",
+        "executed commands are where their answers say",
+        "the last event of a command on each stream is stored at the version the command was told, decided on all before it",
+        ("executed", "stored"),
+        "SELECT count(*) FROM executed WHERE event_id IS NOT NULL",
+        """SELECT format('{}: a command was told version {} and its events end at {}', stream, t.version, h.version)
+           FROM (SELECT worker, operation, stream, version FROM executed WHERE event_id IS NULL) AS t
+           JOIN (SELECT e.worker, e.operation, s.stream, max(s.version) AS version
+                 FROM executed AS e JOIN stored AS s USING (event_id) GROUP BY ALL) AS h USING (worker, operation, stream)
+           WHERE t.version <> h.version""",
+    ),
 )

@@ -31,6 +31,8 @@ UNITS: Mapping[str, str] = {
     "failures/attempts": "%",
 }
 """Name of every figure that can be judged, and its unit."""
+GAVE_UP = (pl.col("outcome") == int(Outcome.CONFLICT)) & (pl.col("attempts").fill_null(1) > 1)
+"""An operation that met conflicts, tried again, and was not done in the end. (A single append that conflicts was answered.)"""
 MIB = 1024 * 1024
 LATENESS_SHARE_MAX = 0.1
 LATENESS_FLOOR_MS = 1.0
@@ -117,8 +119,9 @@ class Run:
 
     @cached_property
     def latencies_ms(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Latency of every steady sample that was answered well, or not at all (+inf), and its block of time."""
-        rows = self.steady.filter(pl.col("outcome").is_in([int(Outcome.OK), *map(int, CENSORED)]))
+        """Latency of every steady sample that was answered well, or not at all (+inf), and its block of time. Who gave up
+        after trying again counts as not answered: else fewer retries would make a store look faster."""
+        rows = self.steady.filter(pl.col("outcome").is_in([int(Outcome.OK), *map(int, CENSORED)]) | GAVE_UP)
         is_ok = (rows["outcome"] == int(Outcome.OK)).to_numpy()
         values = np.where(is_ok, (rows["ended_ns"] - rows["due_ns"]).to_numpy() / 1e6, math.inf)
         return values, self._block_of(rows["due_ns"].to_numpy())
@@ -146,7 +149,7 @@ class Run:
         found |= {"cpu": (self._gauge_mean("machine", "busy_percent"), "busy share of the whole machine")}
         found |= {
             "conflicts/attempts": (self._conflicts(), ""),
-            "failures/attempts": (self._share(Outcome.FAILED, *CENSORED), "failed, unknown or dropped"),
+            "failures/attempts": (self._failures(), "failed, unknown, dropped or given up after conflicts"),
         }
         return {name: Figure(name, *found[name][:1], self.run_id, found[name][1]) for name in UNITS}
 
@@ -212,11 +215,12 @@ class Run:
         share = 100 * float(conflicts.sum() / tries.sum())
         return stats.Estimate(share, max(min(interval.low, share), 0.0), max(interval.high, share), len(rows))
 
-    def _share(self, *outcomes: Outcome) -> stats.Estimate:
+    def _failures(self) -> stats.Estimate:
         n = len(self.steady)
         if not n:
             return stats.NOTHING
-        is_one = self.steady["outcome"].is_in([int(o) for o in outcomes]).to_numpy()
+        failed = pl.col("outcome").is_in([int(o) for o in (Outcome.FAILED, *CENSORED)]) | GAVE_UP
+        is_one = self.steady.select(failed.alias("is_one"))["is_one"].to_numpy()
         blocks = np.bincount(self._block_of(self.steady["due_ns"].to_numpy()), weights=is_one, minlength=stats.BLOCKS)
         totals = np.bincount(self._block_of(self.steady["due_ns"].to_numpy()), minlength=stats.BLOCKS)
         per_block = 100 * blocks[totals > 0] / totals[totals > 0]
@@ -289,11 +293,12 @@ def binned(run: Run) -> pl.DataFrame:
     end_ns = max(run.warmup_ns + int(run.row["measured_ns"]), 1)
     bins = int(np.clip(len(run.samples) // SAMPLES_PER_BIN, 1, BINS))
     due, ended, outcome = (run.samples[c].to_numpy() for c in ("due_ns", "ended_ns", "outcome"))
-    ms = np.where(np.isin(outcome, CENSORED), math.inf, (ended - due) / 1e6)
-    has_latency = np.isin(outcome, (Outcome.OK, *CENSORED))
+    is_unanswered = np.isin(outcome, CENSORED) | run.samples.select(GAVE_UP.alias("it"))["it"].to_numpy()
+    ms = np.where(is_unanswered, math.inf, (ended - due) / 1e6)
+    has_latency = (outcome == Outcome.OK) | is_unanswered
     due_in, ended_in = np.maximum(due, 0) * bins // end_ns, np.maximum(ended, 0) * bins // end_ns
     per_bin = [np.sort(ms[has_latency & (due_in == b)]) for b in range(bins)]
-    is_unwell = np.isin(outcome, (Outcome.FAILED, *CENSORED))
+    is_unwell = (outcome == Outcome.FAILED) | is_unanswered
     width_s = end_ns / bins / NS_PER_S
 
     def count(where: Any) -> Any:  # what was due or ended after the window is not drawn

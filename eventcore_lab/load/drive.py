@@ -27,6 +27,7 @@ BACKLOG_POLICIES = ("drop", "queue", "abort")
 DUE_WHEN_BEGUN = -1
 _TURN_NS = 1_000_000
 _LOOK_UP_NS = 250_000_000
+_FAILURE_TEXT_MAX = 300
 
 _Arrival = tuple[int, int, int]
 """An operation, when it was due and when it was offered, both relative to the start."""
@@ -57,12 +58,14 @@ class Load(Struct, kw_only=True):
 
 
 class Stop:
-    """Asks the loop to end: no new operation begins, those under way are waited for."""
+    """Asks the loop to end: no new operation begins, those under way are waited for. `failures`: how many operations
+    failed, by the class of the error with the first one's text."""
 
     def __init__(self) -> None:
         self.is_set = False
         self.reason = ""
         self.failures: dict[str, int] = {}
+        self.first_of_kind: dict[type[Exception], str] = {}
 
     def set(self, reason: str) -> None:
         if not self.is_set:
@@ -148,10 +151,13 @@ def _performer(load: Load, stop: Stop) -> Callable[[int, Any, int, int], Any]:
     return perform_one
 
 
-def _count(stop: Stop, error: Exception, kinds_max: int = 20) -> None:
-    text = f"{type(error).__name__}: {error}"[:300]
-    if text in stop.failures or len(stop.failures) < kinds_max:
-        stop.failures[text] = stop.failures.get(text, 0) + 1
+def _count(stop: Stop, error: Exception) -> None:
+    """Count the failure with those of its class, under the text of the first: texts hold ids, and each would be a kind of
+    its own."""
+    text = stop.first_of_kind.get(type(error))
+    if text is None:
+        text = stop.first_of_kind[type(error)] = f"{type(error).__name__}, the first: {error}"[:_FAILURE_TEXT_MAX]
+    stop.failures[text] = stop.failures.get(text, 0) + 1
 
 
 class _Turn:

@@ -1,4 +1,7 @@
-"""Files of evidence: rows in the columns of schema.JOURNAL, written as Parquet in parts, so that memory stays bounded."""
+"""Files of evidence: rows in the columns of schema.JOURNAL, written as Parquet in parts, so that memory stays bounded.
+
+What is written before the load has a start goes to the folder EARLY with times of the clock; `dated` makes evidence of it.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,9 @@ import pyarrow.parquet as pq
 from eventcore_lab.schema import JOURNAL
 
 ROWS_PER_PART = 100_000
+EARLY = "early"
+"""The folder in the spool for files whose times are not yet relative to the start. No checker looks there."""
+_TIMES = ("began_ns", "ended_ns", "seen_ns")
 _KINDS = {
     "BIGINT": pa.int64(),
     "BLOB": pa.binary(16),
@@ -64,3 +70,28 @@ def write_rows(path: Path, table: str, rows: list[tuple[Any, ...]]) -> None:
     with Rows(path, table) as file:
         for row in rows:
             file.add(row)
+
+
+def early(spool: Path) -> Path:
+    """The folder EARLY of a spool, which is there afterwards."""
+    folder = spool / EARLY
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def give_back() -> None:
+    """Memory that writing files has taken and would keep for the next one goes back to the system."""
+    pa.default_memory_pool().release_unused()
+
+
+def dated(spool: Path, pattern: str, start_ns: int) -> None:
+    """Move what is `early` and matches `pattern` to the evidence, its times relative to `start_ns`."""
+    for path in sorted((spool / EARLY).glob(pattern)):
+        table = pq.read_table(path)
+        for name in {*_TIMES} & {*table.column_names}:
+            since = pa.array(table[name].to_numpy() - start_ns)
+            table = table.set_column(table.column_names.index(name), name, since)
+        part = path.with_suffix(".part")
+        pq.write_table(table, part)
+        part.rename(spool / path.name)  # whoever finds it finds all of it
+        path.unlink()

@@ -135,11 +135,12 @@ class Journal(Wrapper):
         return results
 
     async def read_stream(self, stream: StreamId, from_version: int = 1, limit: int | None = None) -> StreamSlice:
-        if from_version > 1 or limit is not None:
+        if from_version > 1:
             return await self.inner.read_stream(stream, from_version, limit)
         began_ns = now_ns()
         found = await self.inner.read_stream(stream, from_version, limit)
-        self._note_read([found], began_ns, now_ns())
+        if limit is None or len(found.events) < limit:
+            self._note_read([found], began_ns, now_ns())
         return found
 
     async def read_streams(

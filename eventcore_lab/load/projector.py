@@ -1,9 +1,11 @@
 """The process that keeps a read model while the load writes: `python -m eventcore_lab.load.projector`, told on standard input.
 
-One JSON line each way, as with a worker: the job, then `ready` (the read model is made) / `go START_NS` / `finish` / `done`.
-While the load runs it tells as gauges how far the read model is behind. After `finish`, said when the load has ended, it
-brings the read model to the store's end, and writes down what it holds and what a plain fold of the events holds: the
-evidence for "is the read model what the events say". When the input closes, the parent is gone and the process ends.
+One JSON line each way, as with a worker: the job, then `ready` (the read model is made) / `settle` / `settled` /
+`go START_NS` / `finish` / `done`. `settle` has it come to the end of what is stored before the load begins, and may be left
+out. While the load runs it tells as gauges how far the read model is behind. After `finish`, said when the load has ended,
+it brings the read model to the store's end, and writes down what it holds and what a plain fold of the events holds: the
+evidence for "is the read model what the events say"; `stop` has it give that up, which is written down too. When the input
+closes, the parent is gone and the process ends.
 """
 
 from __future__ import annotations
@@ -23,17 +25,21 @@ from msgspec import Struct
 
 from eventcore_lab.clock import NS_PER_S, now_ns, sleep_s
 from eventcore_lab.events import Position, StoreError
-from eventcore_lab.load.evidence import Rows
+from eventcore_lab.load.evidence import Rows, write_rows
+from eventcore_lab.load.imports import Imports
 from eventcore_lab.load.worker import Lines, one_job
 from eventcore_lab.projections import Kept, read_models, users
 from eventcore_lab.projections.plain import digest, folded
 from eventcore_lab.projections.users import Row
-from eventcore_lab.schema import GAUGES_FILE
+from eventcore_lab.schema import GAUGES_FILE, NOT_COMPARED
 from eventcore_lab.spec import UsageError, parse
 from eventcore_lab.stores import Address, Polling, PoolSettings, Store
 from eventcore_lab.stores.reading import stream_all
 
+SETTLE_TIMEOUT_S = 120.0
 FINISH_TIMEOUT_S = 30.0
+COMPARE_TIMEOUT_S = 600.0
+"""To read the whole read model and fold all events, once the read model has caught up."""
 SAMPLE_EVERY_S = 0.1
 DENSE_MAX = 2**32
 """No store here holds so many events: positions above are made of a time or a transaction, and differences count nothing."""
@@ -51,11 +57,17 @@ class ProjectorJob(Struct, frozen=True, kw_only=True):
     address: Address
     pool: PoolSettings
     projector: int = 0
+    settle_timeout_s: float = SETTLE_TIMEOUT_S
     finish_timeout_s: float = FINISH_TIMEOUT_S
+    imports: Imports = Imports()
 
     @property
     def name(self) -> str:
         return f"projector {self.projector}"
+
+    @property
+    def complains_as(self) -> str:
+        return f"{self.name} ({self.projection})"
 
 
 class Gauges:
@@ -83,9 +95,12 @@ async def _work(job: ProjectorJob, store: Store, lines: Lines) -> None:
             await kept.make()
             lines.say("ready", pid=os.getpid())
             word, *rest = await lines.heard()
+            if word == "settle":
+                lines.say("settled", has_caught_up=await _settled(job, store, kept, lines))
+                word, *rest = await lines.heard()
             if word == "go" and await _kept_until_finish(job, store, kept, lines, int(rest[0])):
-                rows = await _evidence(job, store, kept)
-                lines.say("done", has_caught_up=rows is not None, rows=rows or 0, applied=kept.applied)
+                rows = await _compared(job, store, kept, lines)
+                lines.say("done", has_caught_up=rows is not None, rows=rows or 0, failures=dict(kept.failures))
         finally:
             await kept.close()
 
@@ -101,7 +116,7 @@ def _kept(job: ProjectorJob, store: Store) -> Kept:
 async def _leading(job: ProjectorJob, store: Store) -> AsyncIterator[None]:
     """As the only one who keeps this read model. The lease of one that was killed is free once the server has noticed."""
     name = f"projection {parse(job.projection, read_models.kind).name}"
-    deadline_ns = now_ns() + int(job.finish_timeout_s * NS_PER_S)
+    deadline_ns = _from_now_ns(job.finish_timeout_s)
     while (lease := await store.try_lead(name)) is None:
         if now_ns() > deadline_ns:
             raise StoreError(f"somebody else keeps the read model {job.projection}, for {job.finish_timeout_s:g} s now")
@@ -112,7 +127,12 @@ async def _leading(job: ProjectorJob, store: Store) -> AsyncIterator[None]:
         await lease.release()
 
 
-# while the load runs
+# before the load, and while it runs
+
+
+async def _settled(job: ProjectorJob, store: Store, kept: Kept, lines: Lines) -> bool:
+    """Whether the read model came to the end of what is stored. No step is cut off: the next ones build on it."""
+    return await _reaches(kept, await store.last_position(), _from_now_ns(job.settle_timeout_s), lines)
 
 
 async def _kept_until_finish(job: ProjectorJob, store: Store, kept: Kept, lines: Lines, start_ns: int) -> bool:
@@ -124,16 +144,19 @@ async def _kept_until_finish(job: ProjectorJob, store: Store, kept: Kept, lines:
     asked = asyncio.ensure_future(lines.heard())
     try:
         await asyncio.wait([keeping, sampling, asked], return_when=asyncio.FIRST_COMPLETED)
-        is_over.set()  # and what is under way is finished: a step that is cut off may or may not have happened
-        if not asked.done():
-            await asyncio.gather(keeping, sampling)  # one of them raises: neither ends by itself
-        await asyncio.gather(keeping, sampling)
+        is_over.set()
+        # What is under way is finished, for a step that is cut off may or may not have happened; unless nobody will ask.
+        await lines.unless_stopped(_both(keeping, sampling))
         return (await asked)[0] == "finish"
     finally:
         for task in (keeping, sampling, asked):
             task.cancel()
         await asyncio.gather(keeping, sampling, asked, return_exceptions=True)
         gauges.close()
+
+
+async def _both(keeping: asyncio.Future[None], sampling: asyncio.Future[None]) -> None:
+    await asyncio.gather(keeping, sampling)  # raises what one of them raised: neither ends by itself
 
 
 async def _keep(kept: Kept, gauges: Gauges, is_over: asyncio.Event) -> None:
@@ -155,7 +178,7 @@ async def _sample(store: Store, kept: Kept, gauges: Gauges, is_over: asyncio.Eve
     due_ns = now_ns()
     while not is_over.is_set():
         with suppress(StoreError):  # a gap in the series; whoever keeps the read model will say what is wrong
-            gauges.tell(**await lag(store, kept), applied_events=kept.applied)
+            gauges.tell(**await lag(store, kept), applied_events=kept.applied, **kept.failures)
         due_ns = max(due_ns + int(SAMPLE_EVERY_S * NS_PER_S), now_ns())
         await _wait(is_over, (due_ns - now_ns()) / NS_PER_S)
 
@@ -186,11 +209,21 @@ async def lag(store: Store, kept: Kept) -> dict[str, float]:
 # afterwards
 
 
-async def _evidence(job: ProjectorJob, store: Store, kept: Kept) -> int | None:
+async def _compared(job: ProjectorJob, store: Store, kept: Kept, lines: Lines) -> int | None:
     """Write down the read model as of the store's end beside the fold of the same events; the number of rows. None, and
-    nothing written, when it did not come to an end in time."""
-    deadline_ns = now_ns() + int(job.finish_timeout_s * NS_PER_S)
-    while await _reaches(kept, top := await store.last_position(), deadline_ns):
+    that it was not compared is written down, when it did not come to an end in time or before `stop`."""
+    rows: int | None = None
+    with suppress(TimeoutError):
+        async with asyncio.timeout(job.finish_timeout_s + COMPARE_TIMEOUT_S):
+            rows = await lines.unless_stopped(_evidence(job, store, kept, lines))
+    if rows is None:
+        write_rows(Path(job.spool) / f"counts-{job.name.replace(' ', '-')}.parquet", "counts", [(NOT_COMPARED, 1)])
+    return rows
+
+
+async def _evidence(job: ProjectorJob, store: Store, kept: Kept, lines: Lines) -> int | None:
+    deadline_ns = _from_now_ns(job.finish_timeout_s)
+    while await _reaches(kept, top := await store.last_position(), deadline_ns, lines):
         rows, expected = await kept.rows(), await folded(stream_all(store, page=_PAGE))
         if await store.last_position() == top:  # else something came between the two
             path = Path(job.spool) / f"projected-{job.projector}.parquet"
@@ -198,8 +231,12 @@ async def _evidence(job: ProjectorJob, store: Store, kept: Kept) -> int | None:
     return None
 
 
-async def _reaches(kept: Kept, top: Position, deadline_ns: int) -> bool:
-    while now_ns() < deadline_ns:
+def _from_now_ns(timeout_s: float) -> int:
+    return now_ns() + int(timeout_s * NS_PER_S)
+
+
+async def _reaches(kept: Kept, top: Position, deadline_ns: int, lines: Lines) -> bool:
+    while now_ns() < deadline_ns and not lines.stop.is_set:
         step = await kept.step()
         if not step.is_behind and await kept.reached() >= top:
             return True

@@ -13,7 +13,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -23,10 +23,14 @@ import numpy as np
 import uvloop
 from msgspec import Struct
 
-from eventcore_lab.clock import WallClock
+from eventcore_lab.clock import WallClock, sleep_s
 from eventcore_lab.commands import Executor, executors
-from eventcore_lab.events import StoreError, StreamWrite
+from eventcore_lab.events import StoreError
+from eventcore_lab.load.answers import Answers
 from eventcore_lab.load.drive import Load, Stop, drive
+from eventcore_lab.load.evidence import dated
+from eventcore_lab.load.fill import FILLED, filled
+from eventcore_lab.load.imports import Imports
 from eventcore_lab.load.journal import Journal, prefix, read_back
 from eventcore_lab.load.pacers import pacers
 from eventcore_lab.load.recorder import Recorder
@@ -34,8 +38,7 @@ from eventcore_lab.load.workloads import workloads
 from eventcore_lab.stores import Address, PoolSettings, Store, stores
 from eventcore_lab.stores.wrapper import positions_drawn
 
-POPULATE_REQUESTS, POPULATE_EVENTS = 500, 5_000
-"""Appends, and events unless it is one append, to a round trip while the store is filled."""
+_LOOK_EVERY_S = 0.020
 
 
 class Job(Struct, frozen=True, kw_only=True):
@@ -58,10 +61,19 @@ class Job(Struct, frozen=True, kw_only=True):
     backlog_max: int
     backlog_policy: str
     capacity: int
+    imports: Imports = Imports()
 
     @property
     def name(self) -> str:
         return f"worker {self.worker}"
+
+    @property
+    def complains_as(self) -> str:
+        """Nobody: what the load's store says is said of the run."""
+        return ""
+
+
+T = TypeVar("T")
 
 
 class Lines:
@@ -91,6 +103,21 @@ class Lines:
         """The next line's words; ["gone"] when the parent is."""
         return await self._words.get()
 
+    async def unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """What `work` comes to, or None if `stop` came first; then it is cancelled."""
+        working, stopped = asyncio.ensure_future(work), asyncio.ensure_future(self._stopped())
+        try:
+            await asyncio.wait([working, stopped], return_when=asyncio.FIRST_COMPLETED)
+            return await working if working.done() else None
+        finally:
+            for task in (working, stopped):
+                task.cancel()
+            await asyncio.gather(working, stopped, return_exceptions=True)
+
+    async def _stopped(self) -> None:
+        while not self.stop.is_set:
+            await sleep_s(_LOOK_EVERY_S)
+
 
 class _Connecting(Protocol):
     """What every job says about the store it is to be done on."""
@@ -101,6 +128,8 @@ class _Connecting(Protocol):
     def address(self) -> Address: ...
     @property
     def pool(self) -> PoolSettings: ...
+    @property
+    def imports(self) -> Imports: ...
 
 
 J = TypeVar("J", bound=_Connecting)
@@ -113,6 +142,7 @@ async def one_job(kind: type[J], work: Callable[[J, Store, Lines], Awaitable[Non
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     job = msgspec.json.decode(await reader.readline(), type=kind)
     lines = Lines(reader)
+    job.imports.make()
     try:
         store = await stores.make(job.store).connect(job.address, job.pool)
         try:
@@ -127,13 +157,15 @@ async def _work(job: Job, store: Store, lines: Lines) -> None:
     journal = Journal(store)
     spool = Path(job.spool)
     clock = WallClock()
-    executor = executors.make(job.executor, store=journal, seed=job.seed)
+    executor = Answers(executors.make(job.executor, store=journal, seed=job.seed))
     with Recorder(spool / f"samples-{job.worker}.i64", job.capacity) as recorder:
         load = _load(job, clock, recorder, journal, executor)
         lines.say("ready", pid=os.getpid(), operations=len(load.due))
         if (await lines.heard())[0] != "populate":
             return
-        lines.say("populated", events=await _populated(job, journal, lines.stop))
+        # The first fills it for all.
+        requests = iter(()) if job.worker else workloads.make(job.workload, seed=job.seed).populate()
+        lines.say("populated", events=await filled(store, requests, spool, lines.stop))
         word, *rest = await lines.heard()
         if word != "go":
             return
@@ -150,39 +182,13 @@ async def _work(job: Job, store: Store, lines: Lines) -> None:
             drawn = await positions_drawn(store)
             counts |= {} if drawn is None else {"positions drawn": drawn}
     journal.write(spool, job.worker, load.start_ns, counts)
+    if not job.worker:
+        dated(spool, FILLED, load.start_ns)
+    executor.write(spool, job.worker)
     if (await lines.heard())[0] == "verify":
         before = await prefix(store, start_ns=load.start_ns)
         count = await read_back(store, spool, prefixes=[before], start_ns=load.start_ns)
         lines.say("done", stored=count)
-
-
-async def _populated(job: Job, store: Store, stop: Stop) -> int:
-    """Append what the workload needs to find there, many requests to a round trip; the first worker does it for all.
-    Raises StoreError for the first that is refused."""
-    events = 0
-    requests = iter(()) if job.worker else workloads.make(job.workload, seed=job.seed).populate()
-    for chunk in _chunks(requests):
-        if stop.is_set:
-            break
-        for result in await store.append_many(chunk):
-            if isinstance(result, StoreError):
-                raise result
-        events += sum([len(write.events) for writes in chunk for write in writes])
-    return events
-
-
-def _chunks(requests: Iterator[Sequence[StreamWrite]]) -> Iterator[list[Sequence[StreamWrite]]]:
-    chunk: list[Sequence[StreamWrite]] = []
-    events = 0
-    for writes in requests:
-        more = sum([len(write.events) for write in writes])
-        if chunk and (len(chunk) >= POPULATE_REQUESTS or events + more > POPULATE_EVENTS):
-            yield chunk
-            chunk, events = [], 0
-        chunk.append(writes)
-        events += more
-    if chunk:
-        yield chunk
 
 
 def _offered(load: Load, stop: Stop, recorder: Recorder) -> int:

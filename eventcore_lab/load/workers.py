@@ -17,6 +17,9 @@ import msgspec
 from eventcore_lab.events import OutcomeUnknown, StoreError, StoreUnreachable
 
 START_TIMEOUT_S = 60.0
+SETTLE_TIMEOUT_S = 300.0
+FINISH_TIMEOUT_S = 1200.0
+"""For what processes bound themselves, and sooner: these are for one that hangs."""
 _ERRORS = {kind.__name__: kind for kind in (StoreError, StoreUnreachable, OutcomeUnknown)}
 
 
@@ -25,12 +28,15 @@ class WorkerDied(Exception):
 
 
 class Task(Protocol):
-    """A job as the parent sees it: a msgspec Struct whose process runs `module` and is called `name`."""
+    """A job as the parent sees it: a msgspec Struct whose process runs `module` and is called `name`; what it says is wrong
+    is told as of `complains_as`, "" for the run as a whole."""
 
     @property
     def module(self) -> str: ...
     @property
     def name(self) -> str: ...
+    @property
+    def complains_as(self) -> str: ...
     @property
     def spool(self) -> str: ...
 
@@ -70,6 +76,11 @@ class Worker(Generic[J]):
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def who(self) -> str:
+        """How a message calls it."""
+        return self.job.complains_as or self.job.name
+
     async def say(self, *words: str | int) -> None:
         await self._send(" ".join(str(word) for word in words).encode())
 
@@ -87,16 +98,17 @@ class Worker(Generic[J]):
             raise WorkerDied(await self._last_words())
         facts: dict[str, Any] = msgspec.json.decode(line)
         if facts["event"] == "broken":
-            raise _ERRORS.get(facts["kind"], StoreError)(facts["message"])
+            said_by = f"{self.job.complains_as}: " if self.job.complains_as else ""
+            raise _ERRORS.get(facts["kind"], StoreError)(said_by + facts["message"])
         if facts["event"] != event:
-            raise WorkerDied(f"{self.job.name} said {facts['event']!r} where {event!r} was due")
+            raise WorkerDied(f"{self.who} said {facts['event']!r} where {event!r} was due")
         return facts
 
     async def _last_words(self) -> str:
         code = await self._process.wait()
         how = f"was ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
-        return f"{self.job.name} {how}" + (f": {lines[-1][:300]}" if lines else "")
+        return f"{self.who} {how}" + (f": {lines[-1][:300]}" if lines else "")
 
     async def end(self, timeout_s: float = 5.0) -> None:
         """Close its input and wait; then ask, then kill. Its empty log is removed."""
@@ -119,24 +131,43 @@ class Followers(Generic[J]):
     def __init__(self, followers: list[Worker[J]]) -> None:
         self._followers = followers
         self._ends: list[asyncio.Future[dict[str, Any]]] = []
+        self._is_over = False
+
+    def __len__(self) -> int:
+        return len(self._followers)
 
     @classmethod
     @asynccontextmanager
     async def spawned(cls, jobs: Sequence[J], lock: int) -> AsyncIterator[Followers[J]]:
         """One process per job, ready to follow; ended with the block. Raises what they say instead, or WorkerDied."""
-        followers: list[Worker[J]] = []
-        found = cls(followers)
+        found = cls([])
+        async with found.spawning(jobs, lock):
+            yield found
+
+    @asynccontextmanager
+    async def spawning(self, jobs: Sequence[J], lock: int) -> AsyncIterator[None]:
+        """As `spawned`, for somebody who wants to `end` them also while they start."""
         try:
             for job in jobs:
-                followers.append(await Worker.spawn(job, lock))  # noqa: PERF401 (those before one that fails are ended)
-            async with asyncio.timeout(START_TIMEOUT_S):
-                for follower in followers:
+                self._followers.append(await Worker.spawn(job, lock))
+                if self._is_over:
+                    raise WorkerDied(f"{job.name} was ended before it began")
+            async with _within(START_TIMEOUT_S, self._followers, "ready"):
+                for follower in self._followers:
                     await follower.heard("ready")
-            yield found
+            yield
         finally:
-            for end in found._ends:
+            for end in self._ends:
                 end.cancel()
-            await asyncio.gather(*found._ends, *[follower.end() for follower in followers], return_exceptions=True)
+            await asyncio.gather(*self._ends, *[f.end() for f in self._followers], return_exceptions=True)
+
+    async def settle(self) -> list[tuple[J, bool]]:
+        """Have them come to the end of what is stored already, before the load; each job and whether it got there."""
+        for follower in self._followers:
+            await follower.say("settle")
+        async with _within(SETTLE_TIMEOUT_S, self._followers, "settled"):
+            said = await asyncio.gather(*(follower.heard("settled") for follower in self._followers))
+        return [(f.job, bool(facts["has_caught_up"])) for f, facts in zip(self._followers, said, strict=True)]
 
     async def go(self, start_ns: int) -> None:
         """Let them follow; `start_ns` is the run's start, from which they count."""
@@ -162,5 +193,27 @@ class Followers(Generic[J]):
         """Have them catch up with what is stored now; each job and what its process says in the end."""
         for follower in self._followers:
             await follower.say("finish")
-        said = await asyncio.gather(*self._ends)
+        async with _within(FINISH_TIMEOUT_S, self._followers, "done"):
+            said = await asyncio.gather(*self._ends)
         return [(follower.job, facts) for follower, facts in zip(self._followers, said, strict=True)]
+
+    async def stop(self) -> None:
+        """Whoever is catching up gives it up, and says how far it came."""
+        for follower in self._followers:
+            await follower.say("stop")
+
+    async def end(self, timeout_s: float) -> None:
+        """End their processes, whatever they are doing; no more are started."""
+        self._is_over = True
+        await asyncio.gather(*[follower.end(timeout_s) for follower in self._followers])
+
+
+@asynccontextmanager
+async def _within(timeout_s: float, followers: Sequence[Worker[Any]], what: str) -> AsyncIterator[None]:
+    """TimeoutError as a WorkerDied that names who was waited for."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except TimeoutError:
+        names = ", ".join(follower.who for follower in followers)
+        raise WorkerDied(f"not {what} within {timeout_s:g} s: {names}") from None

@@ -7,7 +7,8 @@ was read.
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from collections.abc import Mapping
+from typing import ClassVar, Generic, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -40,7 +41,8 @@ class Remembered(Generic[S]):
 
     It is saved after every `every` events applied, counted over all streams, and after `save_s` seconds if there was
     anything, at the end of a page; less often where the state is large, for a snapshot is all of it. Saving never goes
-    back: a snapshot of more events stays.
+    back: a snapshot of more events stays. A store that cannot save it now is asked again when the next is due: all that is
+    lost is the time of reading the events again.
     """
 
     relation = ""
@@ -57,10 +59,14 @@ class Remembered(Generic[S]):
         self._key = f"projection {projection.name}"
         self.state: S = projection.initial()
         self.position: Position = 0
-        self.applied = self._saved = 0
+        self.applied = self._saved = 0  # _saved: what was applied when a snapshot was last saved, or tried
         self._saved_ns = now_ns()
         self._saved_bytes = 0
-        self.saves = 0
+        self.saves = self._unsaved = 0
+
+    @property
+    def failures(self) -> Mapping[str, int]:
+        return {"failed_snapshots": self._unsaved} if self._unsaved else {}
 
     async def make(self) -> None:
         """Take up the last snapshot, if there is one. StoreError when it is none of this projection's."""
@@ -83,7 +89,7 @@ class Remembered(Generic[S]):
             self.applied += apply(state, event)
             self.position = event.position
         if self._is_due():
-            await self.save()
+            await self._try_to_save()
         return Step(self.applied - before, is_behind=page.is_full)
 
     def _is_due(self) -> bool:
@@ -91,16 +97,23 @@ class Remembered(Generic[S]):
         is_many = new >= max(self._every, self._saved_bytes // BYTES_PER_EVENT)
         return is_many or (new > 0 and since_ns >= self._save_ns)
 
+    async def _try_to_save(self) -> None:
+        try:
+            await self.save()
+        except StoreError:
+            self._unsaved += 1
+
     async def save(self) -> bool:
         """Keep state and position as one; whether they were kept, and not behind what is there already."""
         state = msgspec.Raw(msgspec.json.encode(self.state))
         saved = msgspec.json.encode(_Saved(str(self.position), self.applied, state))
         # The count stands for the position, which grows with it: it fits where a version does.
         snapshot = Snapshot(self._key, {StreamId(self._key): self.applied}, saved)
-        applied = self.applied
-        is_kept = await self._store.save_snapshot(snapshot)
-        self._saved, self._saved_ns = applied, now_ns()
-        self._saved_bytes = len(saved)
+        self._saved, self._saved_bytes = self.applied, len(saved)
+        try:
+            is_kept = await self._store.save_snapshot(snapshot)
+        finally:
+            self._saved_ns = now_ns()
         self.saves += is_kept
         return is_kept
 
@@ -119,7 +132,8 @@ class _Users(Remembered[dict[str, UserSummary]]):
 async def rebuild(
     projection: Projection[S], store: Store, *, page: int = 1000, every: int = 10_000, save_s: float = 10.0
 ) -> Remembered[S]:
-    """A projection brought up to the store's end: from its snapshot if it has one, else from the first event, and saved.
+    """A projection brought up to the store's end: from its snapshot if it has one, else from the first event, and saved if
+    the store can (`failures` has it else).
 
     In memory are the state and two pages of events. To follow the store from there, go on with `step`.
     """
@@ -131,11 +145,12 @@ async def rebuild(
     finally:
         await found.close()
     if found.applied > found._saved:
-        await found.save()
+        await found._try_to_save()
     return found
 
 
 class _Memory(Struct, frozen=True):
+    needs_tables: ClassVar[bool] = False
     page: int
     every: int
     save_s: float

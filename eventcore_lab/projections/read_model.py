@@ -6,6 +6,7 @@ it has come. What is in the store one process keeps, by a lease; whoever is over
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from msgspec import Struct
@@ -35,12 +36,16 @@ class Kept(Protocol):
 
     `relation`: the table or view that a reader asks; "" where it is in memory. `every_s`: how long from the beginning of
     one step to that of the next; 0 means that a step is taken whenever there is something. `applied`: events applied by
-    this process, and by those before it where that is saved; 0 where the server applies them.
+    this process, and by those before it where that is saved; 0 where the server applies them. `failures`: what could not
+    be done, did no harm and will be tried again, as a name to say it by → how often.
     """
 
     relation: str
     every_s: float
     applied: int
+
+    @property
+    def failures(self) -> Mapping[str, int]: ...
 
     async def make(self) -> None:
         """Everything it needs is there afterwards, and what was kept before is taken up. Once, before anything else."""
@@ -64,14 +69,18 @@ class Kept(Protocol):
 
 
 class ReadModel(Protocol):
-    """What a spec stands for."""
+    """What a spec stands for. `needs_tables`: it keeps something beside the events, and only a store of our own tables has a
+    place for that."""
+
+    @property
+    def needs_tables(self) -> bool: ...
 
     def kept_in(self, store: Store) -> Kept:
         """Nothing is done yet. Raises UsageError when this store cannot have it."""
         ...
 
 
-read_models: Registry[ReadModel] = Registry("read model")
+read_models: Registry[ReadModel] = Registry("projection")
 
 
 async def catch_up(kept: Kept) -> None:

@@ -7,8 +7,9 @@ another has been at work (a second worker, or the one that took over from this) 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar, Protocol
 
 from msgspec import Struct
 
@@ -87,6 +88,7 @@ class Worker:
 
     relation = "user_summaries"
     every_s = 0.0
+    failures: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, store: Store, tables: Tables, *, page: int = 1000) -> None:
         self._tables = tables
@@ -153,6 +155,7 @@ class Worker:
 
 
 class _Worker(Struct, frozen=True):
+    needs_tables: ClassVar[bool] = True
     page: int
 
     def kept_in(self, store: Store) -> Kept:

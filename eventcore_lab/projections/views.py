@@ -10,10 +10,13 @@ All take it that a user's events are in one stream, as `commands.users` puts the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from msgspec import Struct
 
 from eventcore_lab.clock import now_ns
-from eventcore_lab.events import Position
+from eventcore_lab.events import OutcomeUnknown, Position
 from eventcore_lab.projections.read_model import Kept, Step, read_models, tables_of
 from eventcore_lab.projections.table import KEEPS_BY_INDEX, ONE_AT_A_TIME, Statement, rows_sql, table_sql
 from eventcore_lab.projections.users import Row
@@ -108,6 +111,10 @@ class _InServer:
 
     applied = 0
 
+    @property
+    def failures(self) -> Mapping[str, int]:
+        return {}
+
     def __init__(self, store: Store, name: str, relation: str, made_by: tuple[str, ...]) -> None:
         self.relation, self._made_by = relation, made_by
         self._store, self._tables = store, tables_of(store, name)
@@ -152,10 +159,20 @@ class View(_InServer):
         self.every_s = every_s
         self._refresh: Statement = (f"REFRESH MATERIALIZED VIEW {concurrently} {relation}", ())
         self._position: Position = 0
+        self._unknown = 0
+
+    @property
+    def failures(self) -> Mapping[str, int]:
+        return {"failed_refreshes": self._unknown} if self._unknown else {}
 
     async def step(self) -> Step:
+        """Refresh it. One without an answer has happened or not, and either way the next makes up for it."""
         top, began_ns = await self._store.last_position(), now_ns()
-        await self._tables.in_transaction([self._refresh])
+        try:
+            await self._tables.in_transaction([self._refresh])
+        except OutcomeUnknown:
+            self._unknown += 1
+            return Step()
         self._position = max(self._position, top)
         return Step(refresh_ns=now_ns() - began_ns)
 
@@ -164,11 +181,14 @@ class View(_InServer):
 
 
 class _Trigger(Struct, frozen=True):
+    needs_tables: ClassVar[bool] = True
+
     def kept_in(self, store: Store) -> Kept:
         return Triggered(store, "trigger", "user_summaries_triggered", _TRIGGER)
 
 
 class _Matview(Struct, frozen=True):
+    needs_tables: ClassVar[bool] = True
     every_s: float
 
     def kept_in(self, store: Store) -> Kept:
@@ -176,6 +196,7 @@ class _Matview(Struct, frozen=True):
 
 
 class _ChapterMatview(Struct, frozen=True):
+    needs_tables: ClassVar[bool] = True
     every_s: float
 
     def kept_in(self, store: Store) -> Kept:

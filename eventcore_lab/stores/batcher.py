@@ -81,9 +81,9 @@ class Batcher(Generic[T, R]):
         # only one thread at a time can be in a context.)
         self._nobodys = Context()
         self._queue: deque[_Waiting[T, R]] = deque()
-        self._outside: deque[asyncio.Future[None]] = deque()
+        self._outside: dict[asyncio.Future[None], None] = {}
         self._batches: set[asyncio.Task[None]] = set()
-        self._under_way = self._carried = self._entering = 0
+        self._under_way = self._carried = self._entering = self._gone = 0
         self._taken: set[Hashable] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._is_departure_due = self._is_closed = False
@@ -112,15 +112,28 @@ class Batcher(Generic[T, R]):
         if self._outside:
             self._make_room()
         self._depart_soon()
-        return await waiting.answer
+        try:
+            return await waiting.answer
+        except asyncio.CancelledError:
+            self._forget_gone()
+            raise
+
+    def _forget_gone(self) -> None:
+        """Somebody no longer waits; when that is half of the queue, those are left out of it."""
+        self._gone += 1
+        if 2 * self._gone > len(self._queue):
+            self._queue = deque([waiting for waiting in self._queue if not waiting.answer.done()])
+            self._gone = 0
+            self._make_room()
 
     async def _let_in(self) -> None:
         """Wait in line until there is room in the queue."""
         place = asyncio.get_running_loop().create_future()
-        self._outside.append(place)
+        self._outside[place] = None
         try:
             await place
         except asyncio.CancelledError:
+            self._outside.pop(place, None)
             if place.done() and not place.cancelled():
                 self._entering -= 1
                 self._make_room()
@@ -131,7 +144,8 @@ class Batcher(Generic[T, R]):
 
     def _make_room(self) -> None:
         while self._outside and len(self._queue) + self._entering < self._queue_max:
-            place = self._outside.popleft()
+            place = next(iter(self._outside))
+            del self._outside[place]
             if not place.done():
                 self._entering += 1
                 place.set_result(None)

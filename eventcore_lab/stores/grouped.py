@@ -18,7 +18,7 @@ from eventcore_lab.clock import now_ns
 from eventcore_lab.events import AppendResult, StoreError, StreamId, StreamWrite, check_distinct
 from eventcore_lab.schema import Attempt, current_attempt
 from eventcore_lab.stores.batcher import Batcher
-from eventcore_lab.stores.protocol import Address, Driver, Place, PoolSettings, Store, stores
+from eventcore_lab.stores.protocol import Address, Driver, Place, PoolSettings, Store, has_tables, stores
 from eventcore_lab.stores.wrapper import Wrapper
 
 
@@ -98,6 +98,7 @@ class _GroupedDriver:
     def __init__(self, inner: Driver, size: int, in_flight: int, queue_max: int) -> None:
         self._inner, self._size, self._in_flight, self._queue_max = inner, size, in_flight, queue_max
         self.is_shared, self.lacks = inner.is_shared, inner.lacks
+        self.has_tables = has_tables(inner)
 
     @asynccontextmanager
     async def provision(self) -> AsyncIterator[Place]:

@@ -28,7 +28,7 @@ from eventcore_lab.events import (
     new_event_id,
 )
 from eventcore_lab.spec import UsageError, unknown
-from eventcore_lab.stores.protocol import Address, Driver, Place, PoolSettings, Store, each_from, stores
+from eventcore_lab.stores.protocol import Address, Driver, Place, PoolSettings, Store, each_from, has_tables, stores
 from eventcore_lab.stores.wrapper import Wrapper
 
 _replaced = msgspec.structs.replace
@@ -346,6 +346,10 @@ class _MutantDriver:
     @property
     def lacks(self) -> Mapping[str, str]:
         return self._inner.lacks
+
+    @property
+    def has_tables(self) -> bool:
+        return has_tables(self._inner)
 
     @asynccontextmanager
     async def provision(self) -> AsyncIterator[Place]:

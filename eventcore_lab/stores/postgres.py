@@ -64,7 +64,7 @@ _HEAD = "SELECT coalesce(max(version), 0) FROM events WHERE stream_id = $1"
 # A subquery with an order of its own is planned by itself, stream by stream: as a join, or with `= ANY`, PostgreSQL reads
 # the whole table instead once it has statistics of one event per stream (measured: a batch of 100 then takes 20 ms).
 # Read from one version before that asked for, which is there if the stream is as far as that.
-_READ_STREAMS = f"""SELECT {_COLUMNS}
+_READ_STREAMS = f"""SELECT nth, {_COLUMNS}
     FROM unnest($1::text[], $2::bigint[]) WITH ORDINALITY AS asked(stream, version_from, nth), LATERAL (
         SELECT * FROM events WHERE stream_id = stream AND version >= version_from - 1 ORDER BY version) AS found
     ORDER BY nth, version"""
@@ -236,13 +236,12 @@ class Postgres:
     async def read_streams(
         self, streams: Sequence[StreamId], from_versions: Sequence[int] | None = None
     ) -> list[StreamSlice]:
-        asked = dict(each_from(streams, from_versions))
-        found: dict[str, list[StoredEvent]] = {stream: [] for stream in asked}
-        for row in await self._read(_READ_STREAMS, list(asked), list(asked.values())):
-            found[row[1]].append(StoredEvent(*row))
+        asked = each_from(streams, from_versions)
+        found: list[list[StoredEvent]] = [[] for _ in asked]
+        for nth, *row in await self._read(_READ_STREAMS, [stream for stream, _ in asked], [at for _, at in asked]):
+            found[nth - 1].append(StoredEvent(*row))
         slices = []
-        for stream in streams:
-            events, from_version = found[stream], asked[stream]
+        for (stream, from_version), events in zip(asked, found, strict=True):
             if not events and from_version > 1:  # not as far as that, so nobody can have seen it there
                 slices.append(await self.read_stream(stream, from_version))
             else:

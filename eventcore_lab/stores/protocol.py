@@ -115,7 +115,7 @@ async def one_by_one(
 
 def each_from(streams: Sequence[StreamId], from_versions: Sequence[int] | None) -> list[tuple[StreamId, int]]:
     """What `read_streams` is asked for, stream by stream."""
-    return list(zip(streams, from_versions or [1] * len(streams), strict=True))
+    return list(zip(streams, [1] * len(streams) if from_versions is None else from_versions, strict=True))
 
 
 class PoolSettings(Struct, frozen=True, kw_only=True):
@@ -190,6 +190,11 @@ class Driver(Protocol):
     def lacks(self) -> Mapping[str, str]: ...
     def provision(self) -> AbstractAsyncContextManager[Place]: ...
     async def connect(self, address: Address, pool: PoolSettings) -> Store: ...
+
+
+def has_tables(driver: Driver) -> bool:
+    """Whether a store of this driver has a place for tables beside its events, of which a driver need not say anything."""
+    return bool(getattr(driver, "has_tables", False))
 
 
 class _Stores(Registry[Driver]):

@@ -113,6 +113,7 @@ class PostgresDriver:
         self._server, self._synchronous_commit = server, synchronous_commit
         self._variant, self._hold_ms = variant, hold_ms
         self.lacks: Mapping[str, str] = variant.lacks
+        self.has_tables = isinstance(variant, Variant)  # of our own, with a place for a read model's beside them
 
     @asynccontextmanager
     async def provision(self) -> AsyncIterator[Place]:

@@ -2,7 +2,7 @@
 everybody reserves, long streams, and mixtures with reads.
 
 Each is a mixture of ingredients, often of one. Which one operation k is, and on which streams, follows from the seed and
-k; streams are picked evenly. What must be there before (registered users, open accounts, stock) is `populate`'s.
+k; picks.py says how streams are picked. What must be there before (registered users, open accounts, stock) is `populate`'s.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from eventcore_lab.commands.bank import TRANSFERS_RESUMED
 from eventcore_lab.commands.inventory import received, stock_stream
 from eventcore_lab.commands.users import User, user_stream
 from eventcore_lab.events import NewEvent, StreamId, StreamWrite
+from eventcore_lab.load.workloads.picks import Pick, picking
 from eventcore_lab.load.workloads.workload import Performer, Plain, mixed, within, workloads
 from eventcore_lab.stores.protocol import Store
 
@@ -34,6 +35,19 @@ class StreamRead(Struct, frozen=True):
     """An operation that reads one whole stream."""
 
     stream: StreamId
+
+
+class Picked(Struct, frozen=True):
+    """How streams are picked: the options `pick` and `theta` of a workload."""
+
+    pick: str = "uniform"
+    theta: float = 0.99
+
+    def among(self, n: int) -> Pick:
+        return picking(n, self.pick, self.theta)
+
+
+_EVENLY = Picked()
 
 
 class Ingredient(Protocol):
@@ -96,12 +110,13 @@ class Registrations:
 class _Known:
     """Users who are registered already, each with a stream of `events` events."""
 
-    def __init__(self, seed: int, users: int, events: int, option: str = "users") -> None:
+    def __init__(self, seed: int, users: int, events: int, option: str = "users", picked: Picked = _EVENLY) -> None:
         """`option`: what the workload calls the number of users."""
         within(option, users, 1, STREAMS_MAX)
         within("events", events, 1, EVENTS_MAX)
         within(f"{option} × events", users * events, 1, POPULATED_MAX)
         self._seed, self._users, self._events = seed, users, events
+        self._pick = picked.among(users)
 
     def name(self, n: int) -> str:
         return f"known-{mixed(self._seed, n):016x}"
@@ -126,21 +141,24 @@ class Updates(_Known):
     """Changes of the profiles of users who are registered already."""
 
     def operation(self, k: int, chance: int) -> Command:
-        return UpdateProfile(self.name(chance % self._users), f"User{k}", "Updated")
+        return UpdateProfile(self.name(self._pick(k, chance)), f"User{k}", "Updated")
 
 
 class Looks(_Known):
     """Reads of the streams of users who are registered already."""
 
     def operation(self, k: int, chance: int) -> StreamRead:
-        return StreamRead(user_stream(self.name(chance % self._users)))
+        return StreamRead(user_stream(self.name(self._pick(k, chance))))
 
 
 class Transfers:
     """Transfers of 1 to 100 cents between two accounts. With `policy` each rests on a stream that none writes."""
 
-    def __init__(self, seed: int, accounts: int, policy: bool, option: str = "accounts") -> None:
+    def __init__(
+        self, seed: int, accounts: int, policy: bool, option: str = "accounts", picked: Picked = _EVENLY
+    ) -> None:
         within(option, accounts, 2, STREAMS_MAX)
+        self._payer, self._payee = picked.among(accounts), picked.among(accounts - 1)
         self._seed, self._accounts = seed, accounts
         self._policy = f"transfers-{self._name(0)}" if policy else ""  # of this seed, as all streams are
 
@@ -156,28 +174,30 @@ class Transfers:
             yield [StreamWrite(stream, 0, (event,)) for stream, event in decided]
 
     def operation(self, k: int, chance: int) -> Command:
-        payer = chance % self._accounts
-        other = mixed(chance, 1)
-        payee = (payer + 1 + other % (self._accounts - 1)) % self._accounts
-        return Transfer(self._name(payer), self._name(payee), 1 + (other >> 40) % 100, self._policy)
+        payer = self._payer(k, chance)
+        payee = self._payee(k, mixed(chance, 1))
+        payee += payee >= payer  # one of the others
+        return Transfer(self._name(payer), self._name(payee), 1 + mixed(chance, 2) % 100, self._policy)
 
 
 class Reservations:
     """One piece each of one of a few articles, whose streams everybody contends for."""
 
-    def __init__(self, seed: int, articles: int) -> None:
+    def __init__(self, seed: int, articles: int, stock: int = STOCK, picked: Picked = _EVENLY) -> None:
         within("articles", articles, 1, 100_000)
-        self._seed, self._articles = seed, articles
+        within("stock", stock, 1, STOCK)
+        self._seed, self._stock, self._articles = seed, stock, articles
+        self._pick = picked.among(articles)
 
     def _name(self, n: int) -> str:
         return f"{mixed(self._seed, n):016x}"
 
     def populate(self) -> Iterator[Sequence[StreamWrite]]:
         for n in range(self._articles):
-            yield [StreamWrite(stock_stream(self._name(n)), 0, (received(STOCK),))]
+            yield [StreamWrite(stock_stream(self._name(n)), 0, (received(self._stock),))]
 
     def operation(self, k: int, chance: int) -> Command:
-        return ReserveStock(self._name(chance % self._articles), f"order-{k}")
+        return ReserveStock(self._name(self._pick(k, chance)), f"order-{k}")
 
 
 @workloads.register("create_user")
@@ -187,42 +207,67 @@ def create_user(*, seed: int) -> Mixture:
 
 
 @workloads.register("update_profile")
-def update_profile(*, users: int = 1000, events: int = 1, seed: int) -> Mixture:
+def update_profile(
+    *, users: int = 1000, events: int = 1, pick: str = "uniform", theta: float = 0.99, seed: int
+) -> Mixture:
     """UpdateProfile for one of `users` users, whose streams have `events` events at first."""
-    return Mixture(seed, [(1, Updates(seed, users, events))])
+    return Mixture(seed, [(1, Updates(seed, users, events, picked=Picked(pick, theta)))])
 
 
 @workloads.register("users")
-def users(*, users: int = 1000, events: int = 1, update: float = 0.8, seed: int) -> Mixture:
+def users(
+    *,
+    users: int = 1000,
+    events: int = 1,
+    update: float = 0.8,
+    pick: str = "uniform",
+    theta: float = 0.99,
+    seed: int,
+) -> Mixture:
     """Registrations of new users and, in the share `update`, changes of the profiles of `users` known ones."""
     within("update", update, 0, 1)
-    return Mixture(seed, [(1 - update, Registrations()), (update, Updates(seed, users, events))])
+    updates = Updates(seed, users, events, picked=Picked(pick, theta))
+    return Mixture(seed, [(1 - update, Registrations()), (update, updates)])
 
 
 @workloads.register("long_streams")
-def long_streams(*, streams: int = 10, events: int = 1000, seed: int) -> Mixture:
+def long_streams(
+    *, streams: int = 10, events: int = 1000, pick: str = "uniform", theta: float = 0.99, seed: int
+) -> Mixture:
     """UpdateProfile on a few streams that have many events at first, 10 to 100,000 each."""
     within("events", events, 10, EVENTS_MAX)
-    return Mixture(seed, [(1, Updates(seed, streams, events, "streams"))])
+    return Mixture(seed, [(1, Updates(seed, streams, events, "streams", Picked(pick, theta)))])
 
 
 @workloads.register("transfer")
-def transfer(*, accounts: int = 1000, policy: bool = False, seed: int) -> Mixture:
+def transfer(
+    *, accounts: int = 1000, policy: bool = False, pick: str = "uniform", theta: float = 0.99, seed: int
+) -> Mixture:
     """Transfers between two of `accounts` accounts in one append; policy=true: each also rests on a stream only read."""
-    return Mixture(seed, [(1, Transfers(seed, accounts, policy))])
+    return Mixture(seed, [(1, Transfers(seed, accounts, policy, picked=Picked(pick, theta)))])
 
 
 @workloads.register("reserve")
-def reserve(*, articles: int = 1, seed: int) -> Mixture:
-    """Reservations that contend for the streams of `articles` articles: one hot stream."""
-    return Mixture(seed, [(1, Reservations(seed, articles))])
+def reserve(*, articles: int = 1, stock: int = STOCK, pick: str = "uniform", theta: float = 0.99, seed: int) -> Mixture:
+    """Reservations that contend for the streams of `articles` articles, of each of which there is `stock`: hot streams."""
+    return Mixture(seed, [(1, Reservations(seed, articles, stock, Picked(pick, theta)))])
 
 
 @workloads.register("read_mostly")
-def read_mostly(*, users: int = 1000, events: int = 10, reads: float = 0.95, seed: int) -> Mixture:
+def read_mostly(
+    *,
+    users: int = 1000,
+    events: int = 10,
+    reads: float = 0.95,
+    pick: str = "uniform",
+    theta: float = 0.99,
+    seed: int,
+) -> Mixture:
     """Reads of whole streams of `events` events in the share `reads`, profile updates of the same users in the rest."""
     within("reads", reads, 0, 1)
-    return Mixture(seed, [(reads, Looks(seed, users, events)), (1 - reads, Updates(seed, users, events))])
+    picked = Picked(pick, theta)
+    looks, updates = Looks(seed, users, events, picked=picked), Updates(seed, users, events, picked=picked)
+    return Mixture(seed, [(reads, looks), (1 - reads, updates)])
 
 
 @workloads.register("mixed")
@@ -235,18 +280,21 @@ def mixture(
     read: float = 2.0,
     streams: int = 1000,
     articles: int = 10,
+    pick: str = "uniform",
+    theta: float = 0.99,
     seed: int,
 ) -> Mixture:
     """All kinds of operations by weight, over `streams` users, as many accounts and a few articles."""
     for name, weight in (("register", register), ("update", update), ("transfer", transfer), ("reserve", reserve)):
         within(name, weight, 0, 1e6)
     within("read", read, 0, 1e6)
+    picked = Picked(pick, theta)
     parts: list[tuple[float, Ingredient]] = [
         (register, Registrations()),
-        (update, Updates(seed, streams, 1, "streams")),
-        (reserve, Reservations(seed, articles)),
-        (read, Looks(seed, streams, 1, "streams")),
+        (update, Updates(seed, streams, 1, "streams", picked)),
+        (reserve, Reservations(seed, articles, picked=picked)),
+        (read, Looks(seed, streams, 1, "streams", picked)),
     ]
     if transfer:  # which takes two streams
-        parts.append((transfer, Transfers(seed, streams, False, "streams")))
+        parts.append((transfer, Transfers(seed, streams, False, "streams", picked)))
     return Mixture(seed, parts)
