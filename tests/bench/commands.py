@@ -86,14 +86,24 @@ def commands_events() -> Figure:
 
 
 def commands_cached_long() -> Figure:
-    """Commands on streams of a thousand events, remembered against read each time, by ten callers who keep out of each
-    other's way."""
-    what, workload = (
-        "cached on 1,000-event streams, 10 callers, to direct (both in parallel)",
-        "long_streams:streams=100",
-    )
-    arms = [partial(_rate, OURS, workload, f"parallel({inner})", callers=10) for inner in ("cached(direct)", "direct")]
-    return _against("commands.cached_long", what, 10, *arms)
+    """Commands on streams of a thousand events, remembered against read each time, by a hundred callers who keep out of each
+    other's way, with group commit in both arms."""
+    what = "cached on 1,000-event streams, 100 callers, to direct (both in parallel, grouped)"
+    return _cached_long("commands.cached_long", what, 10, f"grouped({OURS})", 100)
+
+
+def commands_cached_long_plain() -> Figure:
+    """The same by ten callers, each append a commit of its own."""
+    what = "cached on 1,000-event streams, 10 callers, to direct (both in parallel)"
+    return _cached_long("commands.cached_long_plain", what, None, OURS, 10)
+
+
+def _cached_long(name: str, what: str, floor: float | None, store: str, callers: int) -> Figure:
+    arms = [
+        partial(_rate, store, "long_streams:streams=100", f"parallel({inner}):limit={callers}", callers=callers)
+        for inner in ("cached(direct)", "direct")
+    ]
+    return _against(name, what, floor, *arms)
 
 
 def commands_cached_long_alone() -> Figure:
@@ -178,6 +188,7 @@ FIGURES = (
     commands_transfers,
     commands_events,
     commands_cached_long,
+    commands_cached_long_plain,
     commands_cached_long_alone,
     commands_cached_short,
     commands_parallel_disjoint,
