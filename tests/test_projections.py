@@ -30,6 +30,7 @@ from eventcore_lab.events import (
     StoreError,
     StreamId,
     StreamWrite,
+    new_event_id,
 )
 from eventcore_lab.lab.checkers import check
 from eventcore_lab.load.evidence import write_rows
@@ -819,3 +820,10 @@ async def test_a_store_that_loses_events_for_its_readers_is_told_from_the_read_m
             )
     [finding] = [f for f in check(tmp_path) if f.id == "V17"]
     assert (finding.status, finding.wrong, finding.detail) == ("violated", 1, "worker u6: is missing")
+
+
+@pytest.mark.parametrize("data", [b'{"user_id": "\xff"}', b"", b'{"user_id": 1}'])
+def test_an_event_that_is_no_text_or_says_something_else_is_refused_by_name(data: bytes) -> None:
+    event = StoredEvent(1, StreamId("user-7"), 3, new_event_id(), "UserRegistered", data)
+    with pytest.raises(EventRejected, match="'user-7' version 3"):
+        users.apply({}, event)

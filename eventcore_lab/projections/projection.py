@@ -9,12 +9,12 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
-import msgspec
 from msgspec import Struct
 
 from eventcore_lab.clock import sleep_s
-from eventcore_lab.events import EventRejected, Filter, Position, StoredEvent, StoreError
+from eventcore_lab.events import Filter, Position, StoredEvent, StoreError
 from eventcore_lab.stores.protocol import Store
+from eventcore_lab.stores.reading import decoded
 
 S = TypeVar("S")
 
@@ -37,23 +37,17 @@ class Projection(Generic[S]):
     ) -> None:
         self.name, self.initial, self.kind = name, initial, kind
         self._change = change
-        self._decoders = {event_type: msgspec.json.Decoder(said).decode for event_type, said in kinds.items()}
+        self._kinds = dict(kinds)
 
     @property
     def wanted(self) -> Filter:
         """The events it is about."""
-        return Filter(types=tuple(self._decoders))
+        return Filter(types=tuple(self._kinds))
 
     def said(self, event: StoredEvent) -> Any:
         """What the event says; None for one of a type that is not wanted. EventRejected for one that says something else
         than its type promises: passing it over would make the state wrong for ever."""
-        decode = self._decoders.get(event.type)
-        if decode is None:
-            return None
-        try:
-            return decode(event.data)
-        except msgspec.MsgspecError as error:
-            raise EventRejected(f"{event.stream!r} version {event.version}, {event.type!r}: {error}") from None
+        return decoded(event, self._kinds) if event.type in self._kinds else None
 
     def apply(self, state: S, event: StoredEvent) -> bool:
         """Change `state` by one event; whether it was wanted. Raises EventRejected, naming stream and version, and changes

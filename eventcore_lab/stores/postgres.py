@@ -378,27 +378,3 @@ class _Lease:
             await self._connection.raw.close(timeout=5)
         except Exception:  # a server that is gone has given the lock back already
             self._connection.raw.terminate()
-
-
-async def create(dsn: str, schema: str, schema_sql: str, timeout_s: float) -> None:
-    """Make `schema` with its tables and functions."""
-    connection = await asyncpg.connect(dsn, timeout=timeout_s)
-    try:
-        async with connection.transaction():
-            await connection.execute(f'CREATE SCHEMA "{schema}"')
-            await connection.execute(f'SET LOCAL search_path = "{schema}"')
-            await connection.execute(schema_sql)
-    finally:
-        await connection.close()
-
-
-async def drop(dsn: str, schema: str, timeout_s: float) -> None:
-    """Remove `schema` and all in it; a server that is gone has nothing to remove."""
-    try:
-        connection = await asyncpg.connect(dsn, timeout=timeout_s)
-    except (OSError, asyncpg.PostgresError, TimeoutError):
-        return
-    try:
-        await connection.execute(f'DROP SCHEMA IF EXISTS "{schema}" CASCADE')
-    finally:
-        await connection.close()

@@ -89,5 +89,5 @@ def decoded(event: StoredEvent, kinds: Mapping[str, type[T]]) -> T:
         raise EventRejected(f"{event.stream!r} version {event.version} is of type {event.type!r} (expected {expected})")
     try:
         return msgspec.json.decode(event.data, type=kind)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise EventRejected(f"{event.stream!r} version {event.version}, {event.type!r}: {error}") from None

@@ -19,7 +19,7 @@ import psutil
 
 from eventcore_lab.events import StoreUnreachable
 from eventcore_lab.spec import UsageError, unknown
-from eventcore_lab.stores import embedded, eventcore, postgres
+from eventcore_lab.stores import embedded, eventcore
 from eventcore_lab.stores.directories import IN_MEMORY
 from eventcore_lab.stores.flavours import FLAVOURS, Flavour
 from eventcore_lab.stores.pool import explained
@@ -119,11 +119,11 @@ class PostgresDriver:
     async def provision(self) -> AsyncIterator[Place]:
         server = await asyncio.to_thread(self._server)
         dsn, schema = server[0], f"eventcore_lab_{secrets.token_hex(6)}"
-        await _reached(postgres.create(dsn, schema, self._variant.schema_sql(self._hold_ms), CONNECT_TIMEOUT_S))
+        await _reached(create(dsn, schema, self._variant.schema_sql(self._hold_ms), CONNECT_TIMEOUT_S))
         try:
             yield await self._place(server, schema)
         finally:
-            await postgres.drop(dsn, schema, CONNECT_TIMEOUT_S)
+            await drop(dsn, schema, CONNECT_TIMEOUT_S)
 
     async def existing(self, schema: str) -> Place:
         """A place that is there already, `schema` written as in SQL. Nothing is made, and nothing must be undone."""
@@ -166,6 +166,30 @@ class ExistingEventCore:
     async def connect(self, address: Address, pool: PoolSettings) -> Store:
         read_only = {} if self._writes else {"default_transaction_read_only": "on"}
         return await self._driver.connect(address, pool, **read_only)
+
+
+async def create(dsn: str, schema: str, schema_sql: str, timeout_s: float) -> None:
+    """Make `schema` with its tables and functions."""
+    connection = await asyncpg.connect(dsn, timeout=timeout_s)
+    try:
+        async with connection.transaction():
+            await connection.execute(f'CREATE SCHEMA "{schema}"')
+            await connection.execute(f'SET LOCAL search_path = "{schema}"')
+            await connection.execute(schema_sql)
+    finally:
+        await connection.close()
+
+
+async def drop(dsn: str, schema: str, timeout_s: float) -> None:
+    """Remove `schema` and all in it; a server that is gone has nothing to remove."""
+    try:
+        connection = await asyncpg.connect(dsn, timeout=timeout_s)
+    except (OSError, asyncpg.PostgresError, TimeoutError):
+        return
+    try:
+        await connection.execute(f'DROP SCHEMA IF EXISTS "{schema}" CASCADE')
+    finally:
+        await connection.close()
 
 
 async def _described(dsn: str) -> tuple[dict[str, str], int | None]:

@@ -21,8 +21,7 @@ from eventcore_lab.clock import NS_PER_S, now_ns
 from eventcore_lab.events import ANY, NewEvent, StreamId, StreamWrite
 from eventcore_lab.experiment import Experiment, measure
 from eventcore_lab.lab.measures import Run
-from eventcore_lab.stores import PoolSettings, Store, stores, stream_all
-from eventcore_lab.stores import postgres as postgres_store
+from eventcore_lab.stores import PoolSettings, Store, servers, stores, stream_all
 from eventcore_lab.stores.embedded import EmbeddedServer
 from eventcore_lab.stores.memory import Memory
 from eventcore_lab.stores.variants import variants
@@ -201,8 +200,8 @@ def _pgbench(server: EmbeddedServer, clients: int) -> float:
 
 
 async def _new_table(server: EmbeddedServer) -> None:
-    await postgres_store.drop(server.dsn, "bench", 10)
-    await postgres_store.create(server.dsn, "bench", variants()[""].schema_sql(), 10)
+    await servers.drop(server.dsn, "bench", 10)
+    await servers.create(server.dsn, "bench", variants()[""].schema_sql(), 10)
 
 
 def _with_store(spec: str, work: Callable[[Store], Awaitable[float]]) -> float:
