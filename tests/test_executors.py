@@ -547,9 +547,15 @@ BANKS = (
     f"parallel(batching(cached(snapshots({RETRIES}):every=10)):delay_ms=0)",
 )
 ACCOUNTS = 8
+# All that can keep the promise: the chapter's lets two writers take one version, and eventsourcing's recorders cannot
+# expect a version of a stream that is only read, as these transfers do of their policy.
+BANK_STORES = (
+    *EACH_STORE,
+    *[f"postgres:{name}" for name in ("eventcore", "counter", "table_lock", "xmin", "barrier", "none")],
+)
 
 
-@pytest.mark.parametrize("spec", EACH_STORE)
+@pytest.mark.parametrize("spec", BANK_STORES)
 async def test_a_hundred_transfers_at_once_conserve_the_total_whatever_executes_them(spec: str) -> None:
     """Two executors each, as two processes would have them: on two connections where the store is shared."""
     driver = stores.make(spec)
