@@ -20,9 +20,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "making $(VENV) …"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing the packages of constraints.txt (about a minute, 1 GB) …"
 	@if command -v uv >/dev/null; then \
-	    VIRTUAL_ENV=$(VENV) uv pip install --quiet --constraint constraints.txt --editable '.[notebook,test,eventsourcing]'; \
+	    VIRTUAL_ENV=$(VENV) uv pip install --quiet --constraint constraints.txt --editable '.[notebook,test,eventsourcing,cluster]'; \
 	else \
-	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[notebook,test,eventsourcing]'; \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[notebook,test,eventsourcing,cluster]'; \
 	fi
 	@touch $@
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from eventcore_lab.events import NewEvent, StoredEvent, StreamWrite, VersionConflict
     from eventcore_lab.experiment import Experiment, with_option
-    from eventcore_lab.lab import plots, sentences, visibility
+    from eventcore_lab.lab import claims, plots, sentences, summary, views, visibility
     from eventcore_lab.lab.database import Lab
     from eventcore_lab.lab.measures import Run
     from eventcore_lab.lab.targets import Targets, Verdict, judge
     from eventcore_lab.spec import UsageError
     from eventcore_lab.stores import PoolSettings, open_store
-    from eventcore_lab.workbench import best, conclude, run, run_each, vary
+    from eventcore_lab.workbench import best, conclude, rerun, run, run_each, vary
 
 _HOMES = {
     "Experiment": "experiment",
@@ -35,14 +35,18 @@ _HOMES = {
     "Verdict": "lab.targets",
     "VersionConflict": "events",
     "best": "workbench",
+    "claims": "lab",
     "conclude": "workbench",
     "judge": "lab.targets",
     "open_store": "stores",
     "plots": "lab",
+    "rerun": "workbench",
     "run": "workbench",
     "run_each": "workbench",
     "sentences": "lab",
+    "summary": "lab",
     "vary": "workbench",
+    "views": "lab",
     "visibility": "lab",
     "with_option": "experiment",
 }
@@ -60,14 +64,18 @@ __all__ = [
     "Verdict",
     "VersionConflict",
     "best",
+    "claims",
     "conclude",
     "judge",
     "open_store",
     "plots",
+    "rerun",
     "run",
     "run_each",
     "sentences",
+    "summary",
     "vary",
+    "views",
     "visibility",
     "with_option",
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import os
 import sys
 import textwrap
@@ -15,54 +17,142 @@ from typing import Any
 import numpy as np
 
 from eventcore_lab.commands import executors
-from eventcore_lab.experiment import Experiment
+from eventcore_lab.experiment import Experiment, RunBroken
+from eventcore_lab.lab.baseline import load as load_baseline
 from eventcore_lab.lab.database import Lab
 from eventcore_lab.lab.measures import Run
-from eventcore_lab.lab.stats import percentile
+from eventcore_lab.lab.stats import Estimate, percentile
 from eventcore_lab.lab.targets import Targets, judge
 from eventcore_lab.load.pacers import pacers
+from eventcore_lab.load.places import PlacesError, check_cluster, size_of
 from eventcore_lab.load.workloads import workloads
 from eventcore_lab.progress import PROGRESS_VARIABLE, Relay
 from eventcore_lab.projections import read_models
-from eventcore_lab.reports import Report, declared_parameters, execute, find_notebook, parse_parameters
-from eventcore_lab.schema import LAB_VARIABLE, ExitCode
+from eventcore_lab.reports import (
+    Compare,
+    Job,
+    Report,
+    declared_parameters,
+    execute,
+    exit_code_of,
+    find_notebook,
+    parse_parameters,
+    read_suite,
+    run_suite,
+    worst,
+)
+from eventcore_lab.schema import LAB_VARIABLE, ExitCode, data_folder
 from eventcore_lab.spec import UsageError, parse, shown
 from eventcore_lab.stores import stores
+from eventcore_lab.workbench import differences, rerun, summary_line
 
 _FIELDS = Experiment.__struct_fields__
 
 
-def run_notebook(name: str, folder: Path, given: Sequence[str], out: Path, lab_file: Path | None) -> ExitCode:
-    """Check everything that can be checked, then execute a notebook of `folder` (or a path) into `out`; says where the
-    report is, gives its exit code."""
-    notebook = find_notebook(name, folder)
-    parameters = parse_parameters(notebook, given)
-    _check({p.name: p.default for p in declared_parameters(notebook)} | parameters)
+def run_notebooks(
+    names: Sequence[str],
+    folder: Path,
+    given: Sequence[str],
+    out: Path,
+    lab_file: Path | None,
+    workers: str = "",
+    baseline: str = "",
+) -> ExitCode:
+    """Check everything that can be checked, then execute notebooks of `folder` (or paths) into `out`, one after the other; says
+    where the reports are. `workers` is a number or a cluster, `baseline` an earlier report or a run. Gives the worst exit code,
+    by reports.record.ORDER; after Ctrl-C no other notebook is begun."""
+    jobs = [_checked(name, folder, given, workers) for name in names]
     lab = Lab(lab_file)
     lab.check()
+    compare = load_baseline(baseline, lab, out).against if baseline else None
+    codes: list[ExitCode] = []
+    for notebook, parameters in jobs:
+        codes.append(_told(_executed(notebook, parameters, out, lab, compare), lab.recover()))
+        if codes[-1] is ExitCode.INTERRUPTED:
+            break
+    return worst(codes)
+
+
+def _checked(name: str, folder: Path, given: Sequence[str], workers: str) -> tuple[Path, dict[str, object]]:
+    notebook = find_notebook(name, folder)
+    parameters = parse_parameters(notebook, [*given, *_workers(notebook, workers, given)])
+    _check({p.name: p.default for p in declared_parameters(notebook)} | parameters)
+    return notebook, parameters
+
+
+def _executed(
+    notebook: Path, parameters: Mapping[str, object], out: Path, lab: Lab, compare: Compare | None = None
+) -> Report:
+    """The report of a notebook whose runs go into `lab` and whose progress is shown here."""
     with TemporaryDirectory(prefix="eventcore-lab-") as private:
         notes = Path(private) / "progress"
         with Relay(notes) as relay:
-            report = execute(
-                notebook,
-                parameters,
-                out,
-                progress=relay.line,
-                environment={LAB_VARIABLE: str(lab.path.resolve()), PROGRESS_VARIABLE: str(notes)},
-            )
-    recovered = lab.recover()  # what a kernel that was killed left in the spool
-    return _told(report, recovered)
+            environment = {LAB_VARIABLE: str(lab.path.resolve()), PROGRESS_VARIABLE: str(notes)}
+            return execute(notebook, parameters, out, progress=relay.line, environment=environment, compare=compare)
+
+
+def suite_of(name: str, folder: Path, out: Path, lab_file: Path | None, is_all_again: bool = False) -> ExitCode:
+    """Run the suite of a TOML file, or of that name in `data/suites`: all of it checked first, what is done not done again."""
+    suite = read_suite(_suite_file(name), folder)
+    for job in suite.jobs:
+        try:
+            _check({p.name: p.default for p in declared_parameters(job.notebook)} | job.given)
+        except UsageError as error:
+            raise UsageError(f"suite {suite.name}: {job.label}: {error}") from None
+    lab = Lab(lab_file)
+    lab.check()
+
+    def run(job: Job) -> dict[str, Any]:
+        report = _executed(job.notebook, job.given, out, lab)
+        _told(report, lab.recover())
+        return {**report.record, "folder": report.folder.name}
+
+    return run_suite(suite, out, run, is_all_again=is_all_again)
+
+
+def _suite_file(name: str) -> Path:
+    folder = data_folder() / "suites"
+    for place in (Path(name), folder / name, folder / f"{name}.toml"):
+        with contextlib.suppress(OSError, ValueError):
+            if place.is_file():
+                return place
+    raise UsageError(f"suite {shown(name)} does not exist (a TOML file, or the name of one in {folder})")
+
+
+def _workers(notebook: Path, workers: str, given: Sequence[str]) -> list[str]:
+    """The parameters that `--workers` sets: of a cluster as many workers as it has, unless it is said how many."""
+    if not workers:
+        return []
+    missing = {"workers", "cluster"} - {p.name for p in declared_parameters(notebook)}
+    if missing:
+        raise UsageError(
+            f"--workers: {notebook.stem} has no parameter {' and no '.join(sorted(missing))}; declare workers = 1 and "
+            'cluster = "" in its parameters cell and give both to its Experiment'
+        )
+    if not workers.startswith("dask:"):
+        return [f"workers={workers}"]
+    check_cluster(workers)
+    is_said = any(text.partition("=")[0].strip() == "workers" for text in given)
+    return [f"cluster={workers}"] + ([] if is_said else [f"workers={_size(workers)}"])
+
+
+def _size(cluster: str) -> int:
+    try:
+        return size_of(cluster)
+    except PlacesError as error:
+        raise RunBroken(str(error)) from None
 
 
 def _check(parameters: Mapping[str, Any]) -> None:
     """Refuse before anything starts what the notebook would refuse in its first cell."""
     experiment = Experiment(**{k: v for k, v in parameters.items() if k in _FIELDS})
-    if {"workload", "executor"} <= parameters.keys():
+    if {"workload", "executor"} <= parameters.keys() and "pacer" not in parameters:  # with one, any experiment will do
         _check_commands(experiment)
     if isinstance(rate := parameters.get("rate"), int | float):
         Experiment(pacer=f"poisson:rate={rate}", duration_s=float(parameters.get("duration_s", 1.0)))
+    shared = {name: parameters[name] for name in ("workers", "connections") if name in parameters}
     for n in _numbers(parameters, "concurrency"):
-        Experiment(pacer=f"saturate:concurrency={n}")
+        Experiment(pacer=f"saturate:concurrency={n}", **shared)
     for n in _numbers(parameters, "batch_sizes"):
         Experiment(workload=f"write_events:batch={n}")
     if isinstance(targets := parameters.get("targets"), str):
@@ -113,17 +203,17 @@ def _told(report: Report, recovered: Sequence[str]) -> ExitCode:
         print(f"kept as interrupted: {', '.join(recovered)}")
     if report.html is not None:
         print(f"report: {_short(report.html)}")
-    if report.status == "interrupted":
-        return ExitCode.INTERRUPTED
+    code = exit_code_of(report.record)
+    if code is ExitCode.INTERRUPTED:
+        return code
     if report.error is not None:
         where = f"cell {report.error.cell} of {report.notebook.name}"
         print(f"eventcore-lab: {report.error.message} ({report.error.name} in {where})", file=sys.stderr)
-        return ExitCode.USAGE if report.error.name == "UsageError" else ExitCode.BROKEN
-    if report.conclusion is None:
+    elif report.conclusion is None:
         print("eventcore-lab: the notebook came to no conclusion (its last cell calls conclude)", file=sys.stderr)
-        return ExitCode.INCONCLUSIVE
-    print(f"verdict: {report.conclusion['status']}. {report.conclusion['answer']}")
-    return ExitCode(int(report.conclusion["exit_code"]))
+    else:
+        print(f"verdict: {report.conclusion['status']}. {report.conclusion['answer']}")
+    return code
 
 
 def _short(path: Path) -> str:
@@ -136,9 +226,17 @@ def catalogue(folder: Path) -> str:
     lines = ["NOTEBOOKS (eventcore-lab run NAME -p PARAMETER=VALUE)"]
     for notebook in sorted(folder.glob("*.ipynb")):
         lines.append(f"  {notebook.stem}")
-        declared = declared_parameters(notebook)
-        width = max((len(str(p)) for p in declared), default=0)
-        lines += [f"      {str(p).ljust(width)}  {p.help}".rstrip() for p in declared]
+        declared = [(str(p), p.help) for p in declared_parameters(notebook)]
+        width = min(max((len(text) for text, _ in declared), default=0), _PARAMETER_WIDTH)
+        for text, help_ in declared:
+            *above, last = [line.strip() for line in _broken(text)] if len(text) > width else [text]
+            lines += [f"      {line}" for line in above]
+            fits = len(last) <= width
+            lines += (
+                [f"      {last.ljust(width)}  {help_}".rstrip()]
+                if fits
+                else [f"      {last}", f"      {'':{width}}  {help_}"]
+            )
     registries: list[tuple[str, Any]] = [
         ("STORES", stores),
         ("WORKLOADS", workloads),
@@ -149,11 +247,24 @@ def catalogue(folder: Path) -> str:
     for title, registry in registries:
         lines += ["", title]
         for usage, text in registry.describe().values():
-            lines += [f"  {usage}", *textwrap.wrap(text, 96, initial_indent="      ", subsequent_indent="      ")]
+            lines += [*_broken(usage), *textwrap.wrap(text, 96, initial_indent="      ", subsequent_indent="      ")]
     lines += ["", "TARGETS", "  production, development, or a TOML file with thresholds such as 'p99 < 100ms'"]
     for preset in (Targets.production(), Targets.development()):
         lines.append(f"  {preset.name.ljust(12)}  " + ", ".join(f"{t.name} {t}" for t in preset.thresholds))
     return "\n".join(lines)
+
+
+_PARAMETER_WIDTH = 40
+
+
+def _broken(usage: str, width: int = 110) -> list[str]:
+    """A long usage in lines, broken between its options."""
+    lines = [""]
+    for part in usage.replace(",", ",\n").split("\n"):
+        if len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+    return [f"  {'  ' * bool(n)}{line}" for n, line in enumerate(lines)]
 
 
 def listing(lab: Lab, limit: int) -> str:
@@ -168,8 +279,7 @@ def listing(lab: Lab, limit: int) -> str:
     for r in found.iter_rows(named=True):
         durability = str(r["durability"] or "").partition(" (")[0]
         rows.append((*(r[name] or "" for name in named), f"{r['duration_s']:g}", durability))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return _aligned(rows)
 
 
 def describe(lab: Lab, run_id: str, targets: str) -> tuple[str, ExitCode]:
@@ -181,6 +291,36 @@ def describe(lab: Lab, run_id: str, targets: str) -> tuple[str, ExitCode]:
     facts = "\n".join(f"{k:<12} {v}" for k, v in known.items() if v not in ("", None))
     marks = "\n".join(f"{t / 1e9:9.3f} s  {name}  {detail}".rstrip() for t, name, detail in run.marks.iter_rows())
     return f"{facts}\n\n{verdict}\n\n{marks}", verdict.exit_code
+
+
+def repeat(lab: Lab, run_id: str) -> str:
+    """Run a stored experiment again; what it came to now and then, and what is not the same about the machine, in text."""
+    before, after = rerun(run_id, lab)
+    rows = [("figure", "then", "now", "ratio")]
+    for name, figure in after.figures.items():
+        then, now = before.figures[name].estimate, figure.estimate
+        if not math.isnan(then.value) and not math.isnan(now.value):
+            unit = "" if figure.unit == "/s" else f" {figure.unit}"
+            ratio = f"{now.value / then.value:.2f}" if then.value and math.isfinite(then.value) else "–"
+            rows.append((name, f"{_interval(then)}{unit}", f"{_interval(now)}{unit}", ratio))
+    changed = differences(before, after)
+    told = [("differs", "then", "now"), *changed] if changed else []
+    heads = [f"{r.run_id}  {summary_line(r)}" for r in (before, after)]
+    same = "" if changed else "\nThe environment is the same."
+    return "\n".join([*heads, "", _aligned(rows), "", _aligned(told)]).rstrip() + same
+
+
+def _interval(e: Estimate) -> str:
+    if math.isinf(e.value):
+        return "never ended"
+    return f"{e.value:,.3g} [{e.low:,.3g} – {e.high:,.3g}]" if e.has_interval else f"{e.value:,.3g}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 _COUNTERS = {

@@ -24,8 +24,13 @@ app = typer.Typer(
     4 the run itself broke · 5 an invariant was violated · 130 interrupted.""",
 )
 
-NotebookName = Annotated[
-    str, typer.Argument(help="Which notebook: its name, its number, or a path.", show_default=False)
+NotebookNames = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="NOTEBOOK...",
+        help="Which notebooks: by name, number, or path; one after the other.",
+        show_default=False,
+    ),
 ]
 Set = Annotated[
     list[str] | None,
@@ -36,18 +41,61 @@ LabFile = Annotated[Path | None, typer.Option("--lab", help="The results file.",
 
 
 @app.command()
-def run(notebook: NotebookName, parameters: Set = None, out: Out = None, lab: LabFile = None) -> None:
-    """Run a notebook with parameters and write its report; the exit code is the verdict's.
+def run(
+    notebooks: NotebookNames,
+    parameters: Set = None,
+    workers: Annotated[
+        str,
+        typer.Option(
+            metavar="N|CLUSTER",
+            help="So many load processes here; or on a Dask cluster (dask:tcp://host:8786), one to each of its workers.",
+            show_default="as the notebook says",
+        ),
+    ] = "",
+    baseline: Annotated[
+        str,
+        typer.Option(
+            metavar="RUN|REPORT",
+            help="Compare with an earlier run, by its id, or with a report, by its folder or JSON file.",
+            show_default=False,
+        ),
+    ] = "",
+    out: Out = None,
+    lab: LabFile = None,
+) -> None:
+    """Run notebooks with parameters and write their reports; the exit code is the verdict's, of several the worst.
+
+    The worst first: interrupted, violated, broken, wrong usage, fail, inconclusive, pass.
 
     [dim]eventcore-lab run 00-store-benchmark -p store=postgres -p duration_s=5[/dim]
 
     [dim]LAB_DSN=postgresql://me:secret@db/bench eventcore-lab run 00 -p store=env:LAB_DSN[/dim]
     """
-    from eventcore_lab.batch import run_notebook
+    from eventcore_lab.batch import run_notebooks
 
-    raise typer.Exit(
-        int(run_notebook(notebook, _project("notebooks"), parameters or [], out or _project("reports"), lab))
-    )
+    folders = _project("notebooks"), out or _project("reports")
+    code = run_notebooks(notebooks, folders[0], parameters or [], folders[1], lab, workers, baseline)
+    raise typer.Exit(int(code))
+
+
+@app.command()
+def suite(
+    file: Annotated[
+        str, typer.Argument(help="A TOML file, or the name of one in data/suites.", metavar="FILE", show_default=False)
+    ],
+    again: Annotated[bool, typer.Option("--again", help="Run what is done already, too.")] = False,
+    out: Out = None,
+    lab: LabFile = None,
+) -> None:
+    """Run the notebooks and parameters that a file lists, and write one page of all; the exit code is the worst one.
+
+    What has a finished report in the folder, of the same notebook, parameters and version, is taken as it is.
+
+    [dim]eventcore-lab suite ci[/dim]
+    """
+    from eventcore_lab.batch import suite_of
+
+    raise typer.Exit(int(suite_of(file, _project("notebooks"), out or _project("reports"), lab, again)))
 
 
 @app.command("list")
@@ -67,6 +115,18 @@ def runs(
     from eventcore_lab.lab.database import Lab
 
     print(listing(Lab(lab), limit))
+
+
+@app.command()
+def rerun(
+    run_id: Annotated[str, typer.Argument(help="A run's id, or the beginning of one.", show_default=False)],
+    lab: LabFile = None,
+) -> None:
+    """Measure a stored run once more, with every parameter it had, and say what differs: the figures, and the machine."""
+    from eventcore_lab.batch import repeat
+    from eventcore_lab.lab.database import Lab
+
+    print(repeat(Lab(lab), run_id))
 
 
 @app.command()
@@ -119,6 +179,20 @@ def doctor(
     if directory is None:
         folder.mkdir(parents=True, exist_ok=True)
     print(as_table(examine(folder, quick, uvloop.new_event_loop)))
+
+
+@app.command()
+def selftest(
+    quick: Annotated[bool, typer.Option("--quick", help="An eighth of the samples, in a few seconds.")] = False,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of every chance in it.")] = 1,
+) -> None:
+    """Does the load generator measure what theory says it must? A line per claim about modelled servers in virtual time.
+
+    [dim]eventcore-lab selftest --quick --seed 7[/dim]
+    """
+    from eventcore_lab.selftest import selftest as tested
+
+    raise typer.Exit(int(tested(quick, seed)))
 
 
 def _project(name: str) -> Path:

@@ -35,9 +35,14 @@ class Clock(Protocol):
 
 class WallClock:
     """Real time. On Linux one `timerfd` with absolute times wakes the loop (tens of µs late); elsewhere the loop's own
-    timer does (about 1 ms grained). Make it inside the loop that uses it and close it there."""
+    timer does (about 1 ms grained). Make it inside the loop that uses it and close it there.
 
-    def __init__(self) -> None:
+    `spin_ns` is the last part of a wait that is spent looking at the clock instead of sleeping, each time round the loop: a
+    few µs late, for as much of a core as the waits' last parts take.
+    """
+
+    def __init__(self, spin_ns: int = 0) -> None:
+        self._spin_ns = spin_ns
         self._loop = asyncio.get_running_loop()
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._ticket = itertools.count()
@@ -49,6 +54,14 @@ class WallClock:
         return time.monotonic_ns()
 
     async def sleep_until(self, due_ns: int) -> None:
+        if not self._spin_ns:
+            await self._wake_at(due_ns)
+            return
+        await self._wake_at(due_ns - self._spin_ns)
+        while time.monotonic_ns() < due_ns:  # noqa: ASYNC110 (nobody else can tell that the time has come)
+            await asyncio.sleep(0)
+
+    async def _wake_at(self, due_ns: int) -> None:
         late_ns = time.monotonic_ns() - due_ns
         if late_ns >= 0:
             return
@@ -174,6 +187,13 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._clock.now_ns() / NS_PER_S
+
+
+def other_clocks_ns() -> tuple[int, int]:
+    """What two clocks say that may go otherwise than `now_ns`: the wall's, which can be set, and the one since boot, which
+    goes on while the machine is suspended (Linux; elsewhere the monotonic clock again). ns."""
+    since_boot = time.clock_gettime_ns(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else now_ns()
+    return time.time_ns(), since_boot
 
 
 async def sleep_s(seconds: float) -> None:

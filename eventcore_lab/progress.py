@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 import threading
@@ -11,6 +12,7 @@ from typing import Any, Protocol, TextIO
 
 import msgspec
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from eventcore_lab.clock import NS_PER_S, now_ns
@@ -20,15 +22,28 @@ LINE_EVERY_S = 5.0
 PROGRESS_VARIABLE = "EVENTCORE_LAB_PROGRESS"
 """Names a file to which progress is appended as JSON lines, for a process that shows it in its own way."""
 
-_PACKED = SAMPLE_WORDS.index("packed")
+LOOKS_MAX = 240
+_PACKED, _DUE, _ENDED = (SAMPLE_WORDS.index(name) for name in ("packed", "due_ns", "ended_ns"))
+
+
+class Look(Struct, frozen=True):
+    """What ended between two looks: when (seconds since the load began), how many per second, how slow (NaN of nothing)."""
+
+    t_s: float
+    rate: float
+    p50_ms: float
+    p99_ms: float
 
 
 class Tally:
-    """Running totals over the samples seen so far; latencies of the last look only."""
+    """Running totals over the samples seen so far, and `looks`, at most LOOKS_MAX of them, each over a like time."""
 
     def __init__(self, warmup_s: float, duration_s: float) -> None:
-        self.total_s = warmup_s + duration_s
+        self.warmup_s, self.total_s = warmup_s, warmup_s + duration_s
         self.began_ns = now_ns()
+        self.looks: list[Look] = []
+        self._unlooked: list[NDArray[np.int64]] = []
+        self._look_s = self.total_s / LOOKS_MAX
         self.operations = self.events = self.unwell = 0
         self.rate = 0.0
         self._looked_ns = self.began_ns
@@ -47,10 +62,22 @@ class Tally:
         self.unwell += int(np.isin(outcomes, (Outcome.FAILED, Outcome.UNKNOWN, Outcome.DROPPED)).sum())
         if looked_ns - before_ns > NS_PER_S // 20:
             self.rate = len(rows) * NS_PER_S / (looked_ns - before_ns)
+        self._unlooked.append(rows)
+        last_s = self.looks[-1].t_s if self.looks else 0.0
+        if self.elapsed_s - last_s >= self._look_s and len(self.looks) < LOOKS_MAX:
+            self.looks.append(_look(np.concatenate(self._unlooked), self.elapsed_s, self.elapsed_s - last_s))
+            self._unlooked.clear()
 
     def __str__(self) -> str:
         unwell = f", {self.unwell:,} not well" if self.unwell else ""
         return f"{self.elapsed_s:4.1f}/{self.total_s:g} s  {self.operations:,} operations, {self.rate:,.0f}/s{unwell}"
+
+
+def _look(rows: NDArray[np.int64], t_s: float, length_s: float) -> Look:
+    done = rows[rows[:, _PACKED] & 0xFF == Outcome.OK]
+    ms = np.sort(done[:, _ENDED] - done[:, _DUE]) / 1e6
+    p50, p99 = (float(ms[math.ceil(p * len(ms)) - 1]) if len(ms) else math.nan for p in (0.5, 0.99))
+    return Look(t_s, len(rows) / max(length_s, 1e-9), p50, p99)
 
 
 class Progress(Protocol):

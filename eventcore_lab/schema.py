@@ -12,9 +12,9 @@ from contextvars import ContextVar
 from enum import IntEnum
 from pathlib import Path
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """2: `runs` has followers and lacks, there is a table `readers`. 3: `runs` has executor and projection, `samples` has
-conflicts. A file of an older version gets what is missing."""
+conflicts. 4: `runs` has operation_timeout_s, workers, cluster and spins. A file of an older version gets what is missing."""
 
 
 class Outcome(IntEnum):
@@ -77,6 +77,10 @@ TABLES: dict[str, dict[str, str]] = {
         "backlog_max": "INTEGER",
         "backlog_policy": "VARCHAR",
         "timeout_s": "DOUBLE",
+        "operation_timeout_s": "DOUBLE",
+        "workers": "INTEGER",
+        "cluster": "VARCHAR",
+        "spins": "BOOLEAN",
         "followers": "INTEGER",
         "projection": "VARCHAR",
         "is_closed_loop": "BOOLEAN",
@@ -133,6 +137,7 @@ TABLES: dict[str, dict[str, str]] = {
     "verdicts": {
         "run_id": "VARCHAR",
         "kind": "VARCHAR",
+        "topic": "VARCHAR",
         "name": "VARCHAR",
         "unit": "VARCHAR",
         "limit_text": "VARCHAR",
@@ -175,16 +180,16 @@ def lab_file() -> Path:
     return Path(named) if named else data_folder() / "lab.duckdb"
 
 
-"""Table → column → DuckDB type, in the order of the file. `verdicts.kind` is `invariant`, `target`, or
-`fact` for what is told and not judged. `runs.lacks` names the claims of the conformance suite that the store does not
+"""Table → column → DuckDB type, in the order of the file. `verdicts.kind` is `invariant`, `target`, `claim` (with a `topic`),
+or `fact` for what is told and not judged. `runs.lacks` names the claims of the conformance suite that the store does not
 make, a line each."""
 
 
 SAMPLE_WORDS = ("operation", "due_ns", "offered_ns", "began_ns", "acquired_ns", "ended_ns", "backoff_ns", "packed")
 """A sample as the load records it: eight little-endian int64 in this order, one cache line. `samples-<worker>.i64` in the
-spool is an array of them, in memory shared with the file, so that it survives the process that wrote it. A row of
-zeros was never begun. `packed` is from the low end: outcome (8 bits), phase (7), 1 (1, "begun"), conflicts (8),
-attempts (8), events (32)."""
+spool is an array of them, in memory shared with the file, so that it survives the process that wrote it; those that come
+from another machine are the same words as columns of `samples-<worker>.parquet`. A row of zeros was never begun.
+`packed` is from the low end: outcome (8 bits), phase (7), 1 (1, "begun"), conflicts (8), attempts (8), events (32)."""
 
 BEGUN = 1 << 15
 
@@ -301,7 +306,8 @@ reads         whole-stream reads, the first so many of each worker: the version 
 joint_reads   the versions of streams that were read at one instant, by a worker's `read` number
 prefixes      a digest over the first `events` events, up to `position`, taken at some time; for each `position` at least twice
 counts        numbers of the run, added up over its workers: `offered` operations, `positions drawn` by the store's sequence,
-              `server crashes`, `reads left out` of the evidence, NOT_COMPARED read models
+              `server crashes`, `reads left out` of the evidence, NOT_COMPARED read models; IN_SYSTEM, the number of
+              operations under way, summed up over time by the load itself
 executed      what commands were told: for each of its streams a row with the version it has afterwards, and for each of its
               events a row with the id and no stream
 projected     one row per row of a read model, or of what the events fold into without one: digests over what the read model has
@@ -309,6 +315,12 @@ projected     one row per row of a read model, or of what the events fold into w
 """
 
 
+SUSPENDED = "the machine was suspended"
+WALL_CLOCK_SET = "the wall clock was set"
+STOOD_STILL = "the measuring process stood still"
+"""Marks of what no store can be blamed for; their detail says for how long or by how much."""
+
+IN_SYSTEM = "operations in the system × ns"
 NOT_COMPARED = "not compared"
 """Counted: read models that had not caught up with the store when their time was over."""
 

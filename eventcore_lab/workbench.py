@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from typing import Any
 import msgspec
 
 from eventcore_lab.events import StoreError
-from eventcore_lab.experiment import Experiment, RunBroken, measure
+from eventcore_lab.experiment import Executor, Experiment, RunBroken, measure
+from eventcore_lab.lab import conclusion
+from eventcore_lab.lab.conclusion import finite
 from eventcore_lab.lab.database import Lab
 from eventcore_lab.lab.measures import Run
 from eventcore_lab.lab.targets import Verdict
-from eventcore_lab.progress import Progress, chosen
+from eventcore_lab.progress import Lines, Progress, chosen
 
 REPORT_VARIABLE = "EVENTCORE_LAB_REPORT"
 """Names the folder of the report this process is making; `conclude` leaves its verdict there."""
@@ -26,8 +29,15 @@ CONCLUSION_FILE = "conclusion.json"
 EXPERIMENTS_MAX = 1000
 
 
-def run(experiment: Experiment, lab: Lab | None = None, progress: Progress | None = None) -> Run:
-    """Measure one experiment and take it into `lab` (the project's own by default), whatever becomes of it.
+def run(
+    experiment: Experiment,
+    lab: Lab | None = None,
+    progress: Progress | None = None,
+    executor: Executor | None = None,
+) -> Run:
+    """Measure one experiment and take it into `lab` (the project's own by default), whatever becomes of it. With an
+    `executor` (a ProcessPoolExecutor, a Dask client, anything like them) its workers run there; the run is recorded with the
+    executor's type as its `cluster`.
 
     Raises LabError before anything is measured if the results could not be kept, StoreUnreachable or RunBroken if the run
     failed (it is in the Lab as `broken`), KeyboardInterrupt after Ctrl-C (it is in the Lab as `interrupted`).
@@ -35,7 +45,7 @@ def run(experiment: Experiment, lab: Lab | None = None, progress: Progress | Non
     lab = lab or Lab()
     lab.check()
     try:
-        measured = measure(experiment, lab.spool, progress or chosen())
+        measured = measure(experiment, lab.spool, progress or _chosen(), executor)
     except (StoreError, RunBroken):
         lab.recover()
         raise
@@ -43,6 +53,39 @@ def run(experiment: Experiment, lab: Lab | None = None, progress: Progress | Non
     if measured.status == "interrupted":
         raise KeyboardInterrupt
     return Run(lab, measured.run_id)
+
+
+def _chosen() -> Progress:
+    """As progress.py chooses, but a live picture in a notebook that somebody looks at."""
+    found = chosen()
+    if isinstance(found, Lines) and "ipykernel" in sys.modules:
+        from eventcore_lab.live import Live
+
+        return Live()
+    return found
+
+
+def rerun(run_id: str, lab: Lab | None = None, progress: Progress | None = None) -> tuple[Run, Run]:
+    """Measure the experiment of a stored run again, with every parameter it was run with; the stored run and the new one.
+    `differences` says what was not the same. Raises UnknownRun, and what `run` raises."""
+    lab = lab or Lab()
+    before = Run(lab, run_id)
+    known = {name: before.row[name] for name in Experiment.__struct_fields__ if before.row.get(name) is not None}
+    return before, run(Experiment(**known), lab, progress)
+
+
+def differences(before: Run, after: Run) -> list[tuple[str, str, str]]:
+    """(name, before, after) of everything in the environments of two runs that differs, what was read from files included."""
+    facts = [{**r.lab.environment(r.run_id), **_read_from_files(r)} for r in (before, after)]
+    names = sorted({*facts[0], *facts[1]})
+    return [(n, facts[0].get(n, ""), facts[1].get(n, "")) for n in names if facts[0].get(n) != facts[1].get(n)]
+
+
+def _read_from_files(run: Run) -> dict[str, str]:
+    """What the run's pacer and workload noted about files they are made from."""
+    return {
+        name: detail for name, detail in run.marks.select("name", "detail").iter_rows() if name.startswith("trace ")
+    }
 
 
 def vary(base: Experiment, **values: Any) -> list[Experiment]:
@@ -58,7 +101,12 @@ def vary(base: Experiment, **values: Any) -> list[Experiment]:
 
 
 def run_each(
-    experiments: Iterable[Experiment], lab: Lab | None = None, *, trials: int = 1, progress: Progress | None = None
+    experiments: Iterable[Experiment],
+    lab: Lab | None = None,
+    *,
+    trials: int = 1,
+    progress: Progress | None = None,
+    executor: Executor | None = None,
 ) -> list[Run]:
     """Run all experiments, `trials` times over. Each round has an order of its own, drawn from the first one's seed, so
     that what drifts meanwhile (a disk that fills, a busy neighbour) falls on all alike. Gives the runs in the order of
@@ -68,7 +116,7 @@ def run_each(
     runs: dict[tuple[int, int], Run] = {}
     for trial in range(trials):
         for i in rng.sample(range(len(listed)), len(listed)):
-            runs[trial, i] = run(msgspec.structs.replace(listed[i], trial=trial), lab, progress)
+            runs[trial, i] = run(msgspec.structs.replace(listed[i], trial=trial), lab, progress, executor)
             print(summary_line(runs[trial, i]), flush=True)
     return [runs[key] for key in sorted(runs)]
 
@@ -102,36 +150,30 @@ def summary_line(run: Run) -> str:
 
 def conclude(verdict: Verdict, lab: Lab | None = None) -> Verdict:
     """Keep a verdict: in the Lab, and where a report is being made, as the conclusion that decides its exit code."""
-    (lab or Lab()).add_verdicts(
+    lab = lab or Lab()
+    known = (
+        set(lab.sql("SELECT run_id, name FROM verdicts WHERE kind = 'claim'").iter_rows()) if verdict.claims else set()
+    )
+    lab.add_verdicts(
         [
             {
                 "run_id": j.run_id,
+                "kind": j.kind,
+                "topic": j.topic,
                 "name": f"{verdict.title}: {j.name}",
                 "unit": j.unit,
                 "limit_text": j.limit,
-                "measured": _finite(j.measured),
-                "low": _finite(j.low),
-                "high": _finite(j.high),
+                "measured": finite(j.measured),
+                "low": finite(j.low),
+                "high": finite(j.high),
                 "status": j.status,
                 "reason": j.reason,
             }
-            for j in verdict.targets
+            for j in (*verdict.targets, *verdict.claims)
+            if j.kind != "claim" or (j.run_id, j.name) not in known  # told again, as summary.py does, and kept already
         ]
     )
     if folder := os.environ.get(REPORT_VARIABLE):
-        content = {
-            "status": verdict.status,
-            "exit_code": int(verdict.exit_code),
-            "title": verdict.title,
-            "answer": verdict.answer,
-            "rows": [
-                {"name": j.name, "limit": j.limit, "measured": j.shown, "status": j.status, "reason": j.reason}
-                for j in verdict.judgements
-            ],
-        }
+        content = conclusion.content(verdict, lab)
         Path(folder, CONCLUSION_FILE).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
     return verdict
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

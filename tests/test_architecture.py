@@ -25,13 +25,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "load": VOCABULARY | {"stores", "commands", "projections"},
     "companions": VOCABULARY | {"stores"},
     "progress": VOCABULARY,
+    "live": VOCABULARY | {"progress"},
     "experiment": VOCABULARY | {"machine", "stores", "commands", "projections", "load", "companions", "progress"},
     "lab": VOCABULARY,
     "reports": VOCABULARY,
-    "workbench": VOCABULARY | {"experiment", "lab", "progress"},
+    "workbench": VOCABULARY | {"live", "experiment", "lab", "progress"},
     "batch": VOCABULARY
     | {"commands", "projections", "experiment", "lab", "load", "stores", "reports", "progress", "workbench"},
-    "cli": VOCABULARY | {"batch", "experiment", "lab", "machine", "reports", "stores"},
+    "selftest": VOCABULARY | {"lab", "load"},
+    "cli": VOCABULARY | {"batch", "experiment", "lab", "machine", "reports", "selftest", "stores"},
     "__main__": {"cli"},
     "__init__": {"events", "experiment", "lab", "spec", "stores", "workbench"},
 }

@@ -73,6 +73,14 @@ def test_the_projection_of_the_readme_tells_its_lag_and_is_what_the_events_say(
     assert invariant == "passed"
 
 
+def test_the_traffic_of_the_readme_comes_out_as_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    [snippet] = snippets(README)["Traffic"]
+    carried_out(snippet, "README.md")
+    *_, outcomes, invariant = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"\{'ok': \d+, 'conflict': \d+\}", outcomes)
+    assert invariant == "passed"
+
+
 @pytest.mark.parametrize("heading", [h for h in snippets(CONTRIBUTING) if h != "A workload of your own"])
 def test_the_snippets_of_contributing_run(heading: str) -> None:
     for snippet in snippets(CONTRIBUTING)[heading]:

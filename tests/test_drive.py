@@ -21,8 +21,8 @@ from eventcore_lab.events import (
     StreamId,
     VersionConflict,
 )
-from eventcore_lab.load.drive import Load, Stop, drive
-from eventcore_lab.load.pacers import pacers
+from eventcore_lab.load.drive import InSystem, Load, Stop, drive
+from eventcore_lab.load.pacers import Thinks, pacers
 from eventcore_lab.load.recorder import Recorder
 from eventcore_lab.load.workloads import workloads
 from eventcore_lab.schema import SAMPLE_WORDS, Outcome, Phase, current_attempt
@@ -225,6 +225,71 @@ def test_littles_law_holds_exactly_over_a_run_that_begins_and_ends_empty(rig: Ri
 
 
 # --- the closed loop ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", ["drop", "queue"])
+def test_the_loop_counts_as_many_operation_seconds_as_the_rows_have(rig: Rig, policy: str) -> None:
+    in_system = InSystem()
+    due = schedule("gamma:rate=200,cv=3", 5, seed=2)
+    rows = rig.drive(
+        rig.crowd(40 * MS),
+        due=due,
+        total_s=5,
+        in_flight_max=8,
+        backlog_max=3,
+        backlog_policy=policy,
+        in_system=in_system,
+    )
+    assert bool(rows.count(Outcome.DROPPED)) == (policy == "drop")
+    assert in_system.count == 0
+    assert in_system.area_ns == (rows.ended_ns - rows.began_ns).sum() > 0
+
+
+def test_callers_who_think_go_round_as_the_response_time_law_says(rig: Rig) -> None:
+    """Throughput = callers / (service + think time), as long as nobody waits for another."""
+    rows = rig.drive(rig.crowd(10 * MS), total_s=10, callers=5, think_ns=lambda _: 90 * MS)
+    assert len(rows) == 5 * 10 / 0.1
+    assert set(rows.latency_ns) == {10 * MS}
+
+
+def test_think_times_are_those_asked_and_the_same_for_a_seed() -> None:
+    for think, spread in (("constant", 0.0), ("exponential", 1.0)):
+        pacer = pacers.make(f"saturate:think_ms=20,think={think}")
+        assert isinstance(pacer, Thinks)
+        think_ns, again, other = (pacer.think_ns(seed) for seed in (1, 1, 2))
+        assert think_ns is not None and again is not None and other is not None
+        times = np.array([think_ns(k) for k in range(20_000)])
+        assert times.mean() == pytest.approx(20 * MS, rel=0.03)
+        assert times.std() / times.mean() == pytest.approx(spread, abs=0.03)
+        assert [again(k) for k in range(100)] == times[:100].tolist()
+        assert ([other(k) for k in range(100)] == times[:100].tolist()) == (think == "constant")
+    assert pacers.make("saturate").think_ns(1) is None  # type: ignore[attr-defined]
+
+
+def test_a_stop_is_heard_by_callers_who_think(rig: Rig) -> None:
+    rows = rig.drive(rig.crowd(MS), rig.stop_at(100 * MS), total_s=600, callers=3, think_ns=lambda _: 300 * NS_PER_S)
+    assert len(rows) == 3
+    assert rows.drive_ended_ns < NS_PER_S
+
+
+def test_an_operation_that_takes_too_long_is_given_up_and_what_became_of_it_is_unknown(rig: Rig) -> None:
+    async def perform(k: int) -> int:
+        await rig.clock.sleep_until(rig.clock.now_ns() + (500 if k == 3 else 5) * MS)
+        return 1
+
+    rows = rig.drive(perform, due=every(20 * MS, 10), timeout_ns=100 * MS)
+    assert rows.count(Outcome.OK) == 9 and rows.outcome[rows.operation == 3] == Outcome.UNKNOWN
+    assert 100 * MS <= rows.latency_ns[rows.operation == 3] < 110 * MS
+    assert list(rig.stop.failures.values()) == [1]
+    assert "no answer to an operation within 0.1 s" in next(iter(rig.stop.failures))
+
+
+def test_a_timeout_of_the_operation_s_own_making_is_a_bug_and_raised(rig: Rig) -> None:
+    async def perform(_: int) -> int:
+        raise TimeoutError("mine")
+
+    rig.drive(perform, due=[0], timeout_ns=100 * MS)
+    assert isinstance(rig.error, TimeoutError)
 
 
 @pytest.mark.parametrize("callers", [1, 3, 20])

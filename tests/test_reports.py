@@ -311,7 +311,7 @@ def test_a_report_is_complete(paper: tuple[reports.Report, Told, Path]) -> None:
     assert report.conclusion is not None
     assert report.conclusion["status"] == "pass"
     assert sorted(path.name for path in report.folder.iterdir()) == [
-        "00-paper.ipynb", "conclusion.json", "index.html", "report.json",
+        "00-paper.ipynb", "conclusion.json", "index.html", "junit.xml", "report.json", "report.md",
     ]  # fmt: skip
     nbformat.validate(nbformat.read(report.notebook, as_version=4))
 
@@ -415,6 +415,107 @@ def test_no_page_scrolls_sideways_on_a_phone(paper: tuple[reports.Report, Told, 
         assert browser.widths(path, width_px) == (width_px, [])
 
 
+# ---- what a conclusion looks like on the page
+
+
+JUDGED = {
+    "status": "fail",
+    "exit_code": 1,
+    "title": HOSTILE,
+    "answer": "Not quite.",
+    "rows": [
+        {"kind": kind, "name": f"{status} {HOSTILE}", "limit": "< 1", "measured": "2", "status": status, "reason": HOSTILE}
+        for kind, status in (
+            ("target", "pass"), ("target", "fail"), ("target", "inconclusive"), ("invariant", "pass"),
+            ("invariant", "violated"), ("claim", "held"), ("claim", "not held"), ("claim", "not settled"),
+            ("claim", "\"><b>"),
+        )
+    ],
+    "runs": [{"run_id": HOSTILE, "of": HOSTILE, "store": "s", "durability": "none: lost", "cautions": [HOSTILE]}],
+    "environment": {"processor": HOSTILE},
+}  # fmt: skip
+QUESTION = "# Is it?\n\n**Question.** How <b>fast</b> is `it`?\n\n**Method.** We looked.\n\n**What would change.** A."
+
+
+def rendered(**facts: object) -> str:
+    """The page of a notebook with two sections and a verdict's table, without running it."""
+    table = "<table class='verdict'><caption>again</caption><tr><td>x</td></tr></table>"
+    output = nbformat.v4.new_output("display_data", data={"text/html": table})
+    cells = [
+        nbformat.v4.new_markdown_cell(QUESTION),
+        nbformat.v4.new_markdown_cell("## First"),
+        nbformat.v4.new_code_cell("verdict", outputs=[output]),
+    ]
+    record = {"title": "Is it?", "name": "n", "started": "2026-01-01T00:00:00", "seconds": 1, "status": "complete"}
+    given = {**record, "error": None, "changed": [], "parameters": {}, "conclusion": JUDGED, **facts}
+    return page.render(nbformat.v4.new_notebook(cells=cells), given, [], {2: 1}, None)
+
+
+def test_the_page_begins_with_question_answer_and_table_and_ends_with_method_and_runs() -> None:
+    html = rendered()
+    parts = [
+        "How <b>fast</b>",
+        "Not quite.",
+        "2 warnings",
+        'id="verdict"',
+        "<h2>First</h2>",
+        'id="method"',
+        "We looked",
+        'id="runs"',
+    ]
+    assert [html.index(part) for part in parts] == sorted(html.index(part) for part in parts)
+    assert html.count("Question.") == 0 and html.count("We looked") == 1
+
+
+def test_each_status_has_its_sign_and_its_class_and_kept_invariants_are_folded() -> None:
+    html = rendered()
+    for kind, sign in (
+        ("pass", "✓ pass"), ("fail", "✗ fail"), ("inconclusive", "? inconclusive"), ("violated", "! violated"),
+        ("held", "✓ held"), ("not-held", "✗ not held"), ("not-settled", "? not settled"),
+    ):  # fmt: skip
+        assert re.search(
+            rf'<tr class="{kind}">(?:(?!</tr>).)*<td data-label="verdict">{re.escape(sign)}</td>', html, re.S
+        )
+    folded = html.partition('<details class="kept">')[2].partition("</details>")[0]
+    assert "1 invariant tested, none violated" in folded and folded.count("<tr class=") == 1
+    style = (Path(page.__file__).parent / "template" / "style.css").read_text()
+    assert all(f".{kind}" in style for kind in ("held", "not-held", "not-settled"))
+
+
+def test_the_table_of_the_verdict_is_there_once() -> None:
+    assert "again" not in rendered() and 'href="#verdict"' in rendered()
+    assert "again" in rendered(conclusion=None)
+
+
+def test_nothing_of_a_conclusion_becomes_markup() -> None:
+    row = {"name": HOSTILE, "now": HOSTILE, "then": HOSTILE, "ratio": 2.0, "low": 1.5, "high": 3.0, "change": "worse"}
+    html = rendered(baseline={"of": HOSTILE, "rows": [{**row, "of_now": "", "of_then": HOSTILE}]})
+    assert "<img" not in html and "<script" not in html and '"><b>' not in html
+    assert "2 [1.5 – 3]" in html and "then: &lt;img" in html
+    assert "No figure is in both." in rendered(baseline={"of": "x", "rows": []})
+
+
+@browser.needs_chromium
+def test_a_judged_page_fits_a_phone_and_asks_nobody(tmp_path: Path) -> None:
+    (tmp_path / "x.html").write_text(rendered())
+    assert browser.widths(tmp_path / "x.html", 320) == (320, [])
+    found = browser.visit(tmp_path / "x.html")
+    assert (found.requests, found.console) == ([], [])
+
+
+def test_the_other_formats_are_beside_the_page(
+    paper: tuple[reports.Report, Told, Path], broken: reports.Report
+) -> None:
+    from xml.etree import ElementTree
+
+    folder = paper[0].folder
+    assert "**✓ Pass.** Yes \\<img src=https\\://evil" in (folder / "report.md").read_text()
+    assert ElementTree.parse(folder / "junit.xml").getroot().get("skipped") == "1"  # it judged nothing
+    root = ElementTree.parse(broken.folder / "junit.xml").getroot()
+    assert "cell 3 of 01-broken.ipynb: ValueError" in root.findall("*/*/error")[0].attrib["message"]
+    assert "**✗ Broken.**" in (broken.folder / "report.md").read_text()
+
+
 # ---- colours
 
 
@@ -424,7 +525,9 @@ def test_every_text_colour_has_the_contrast_of_wcag_aa() -> None:
     assert len(themes) == 3  # light, dark, print
     for theme in themes:
         pairs = [(text, box) for text in ("text", "muted", "link", "fail") for box in ("page", "box")]
-        pairs += [(kind, f"{kind}-box") for kind in ("pass", "fail", "inconclusive", "violated", "none")]
+        pairs += [
+            (kind, f"{kind}-box") for kind in ("pass", "fail", "inconclusive", "violated", "none", "held", "not-held")
+        ]
         low = {pair: ratio for pair in pairs if (ratio := contrast(theme[pair[0]], theme[pair[1]])) < 4.5}
         assert low == {}
 
@@ -691,7 +794,7 @@ def test_execute_refuses_what_the_command_line_refuses(tmp_path: Path, given: di
 
 def test_two_reports_of_one_second_have_two_folders(tmp_path: Path) -> None:
     now = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-    names = [execution._new_folder(tmp_path, now, "a <b>/../c").name for _ in range(3)]
+    names = [execution.new_folder(tmp_path, now, "a <b>/../c").name for _ in range(3)]
     assert names == ["20260102T030405Z-a-b-..-c", "20260102T030405Z-a-b-..-c-2", "20260102T030405Z-a-b-..-c-3"]
 
 

@@ -348,6 +348,26 @@ def test_waiting_for_nothing_in_virtual_time_is_a_deadlock_and_says_so() -> None
         clock.run(main())
 
 
+async def test_a_clock_that_spins_is_never_early_and_lets_others_go_on() -> None:
+    clock = WallClock(spin_ns=2_000_000)
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await sleep_s(0)
+
+    beside = asyncio.ensure_future(others())
+    for wait_ns in (0, 500_000, 3_000_000, -1):
+        due_ns, before = now_ns() + wait_ns, turns
+        await clock.sleep_until(due_ns)
+        assert now_ns() >= due_ns
+        assert turns > before or wait_ns <= 0  # all of the second wait is spent spinning
+    beside.cancel()
+    clock.close()
+
+
 async def test_the_wall_clock_wakes_nobody_early_and_everybody_in_order() -> None:
     clock = WallClock()
     woken: list[int] = []

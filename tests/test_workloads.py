@@ -4,6 +4,7 @@ ask what they say."""
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -24,16 +25,24 @@ from eventcore_lab.commands import (
 )
 from eventcore_lab.commands.users import user_stream
 from eventcore_lab.events import AppendResult, StreamId, StreamWrite, VersionConflict, stream_id
-from eventcore_lab.load.workloads import EVENTS_PER_APPEND_MAX, Workload, WriteEvents, mixed, workloads
+from eventcore_lab.load.workloads import EVENTS_PER_APPEND_MAX, Workload, mixed, workloads
+from eventcore_lab.load.workloads.appends import Append
 from eventcore_lab.load.workloads.commands import OPENING_CENTS, STOCK, StreamRead
 from eventcore_lab.spec import UsageError
 from eventcore_lab.stores.memory import Memory, Null
 
-NEW_STREAMS = ("create_user", "write_events", "write_events:batch=10,streams=3,payload_bytes=64")
+NEW_STREAMS = (
+    "create_user",
+    "write_events",
+    "write_events:batch=10,streams=3,payload_bytes=64",
+    "write_events:batch=3,sizes=lognormal/0.5",
+    "append_many:batch=5",
+)
 """Whose operations are each on streams of their own."""
 COMMANDS = (
     "create_user",
     "update_profile:users=50",
+    "update_profile:users=50,events=5,lengths=geometric",
     "users:users=50",
     "long_streams:streams=2,events=1500",
     "transfer:accounts=20",
@@ -43,20 +52,40 @@ COMMANDS = (
     "read_mostly:users=50,events=10",
     "mixed:streams=50,articles=3",
 )
-SPECS = (*NEW_STREAMS, *COMMANDS[1:], "read_pages", "read_streams")
+APPENDS = (
+    "append:streams=50",
+    "append:streams=20,batch=3,pick=zipf,events=9,lengths=uniform/1,sizes=64x50/256x30/4096x20",
+)
+STALE = "append:streams=20,batch=2,stale=0.3"
+"""Whose operations come to a conflict, some of them, also where nobody else is."""
+SPECS = (
+    *NEW_STREAMS,
+    *COMMANDS[1:],
+    *APPENDS,
+    "trace",
+    "read_pages",
+    "read_streams",
+    "read_everything:events=60,streams=3",
+)
 SEEDS = st.integers(0, 2**63 - 1)
 OPERATIONS = st.integers(0, 2**40)
 
 
 def said(prepared: Any) -> object:
     """What an operation asks, without the ids of its events, which are new each time."""
+    if isinstance(prepared, list) and isinstance(prepared[0], list):
+        return [said(writes) for writes in prepared]
     if isinstance(prepared, list):
         return [(w.stream, w.expected, [(e.type, e.data, e.meta) for e in w.events]) for w in prepared]
+    if isinstance(prepared, Append):
+        return prepared.n, prepared.stream, prepared.is_stale, [(e.type, e.data, e.meta) for e in prepared.events]
     return prepared
 
 
 def streams_of(prepared: Any) -> set[StreamId]:
-    if isinstance(prepared, StreamRead):
+    if isinstance(prepared, list) and isinstance(prepared[0], list):
+        return {w.stream for writes in prepared for w in writes}
+    if isinstance(prepared, StreamRead | Append):
         return {prepared.stream}
     return {w.stream for w in prepared} if isinstance(prepared, list) else set(prepared.streams)
 
@@ -86,13 +115,32 @@ def test_operation_k_is_the_same_whoever_performs_it_and_after_whatever(
     assert said(alone.prepare(k)) == said(busy.prepare(k))
 
 
-@pytest.mark.parametrize("spec", [spec for spec in SPECS if not spec.startswith("read_")])
+@pytest.mark.parametrize("spec", [*SPECS, STALE])
+@given(seed=SEEDS, first=OPERATIONS, workers=st.integers(1, 5), data=st.data())
+def test_workers_ask_together_what_one_would_ask_alone(
+    spec: str, seed: int, first: int, workers: int, data: st.DataObject
+) -> None:
+    """Worker w does the operations w, w + workers … of one schedule; which of them is ahead of the others is chance."""
+    asked = range(first, first + 12)
+    turns = data.draw(st.permutations([k % workers for k in asked]), "whose turn it is")
+    each = [workloads.make(spec, seed=seed) for _ in range(workers)]
+    stripes = [iter([k for k in asked if k % workers == w]) for w in range(workers)]
+    together = {}
+    for w in turns:
+        k = next(stripes[w])
+        together[k] = said(each[w].prepare(k))
+    alone = workloads.make(spec, seed=seed)
+    assert [together[k] for k in asked] == [said(alone.prepare(k)) for k in asked]
+
+
+@pytest.mark.parametrize("spec", [spec for spec in (*SPECS, STALE) if not spec.startswith("read_")])
 async def test_operation_k_is_the_same_after_populating_and_performing(spec: str) -> None:
     alone, busy = workloads.make(spec, seed=9), workloads.make(spec, seed=9)
     store = await populated(busy)
     perform = busy.start(store, Direct(store))
     for k in range(20):
-        await perform(busy.prepare(k))
+        with suppress(VersionConflict):
+            await perform(busy.prepare(k))
     assert [said(alone.prepare(k)) for k in range(100)] == [said(busy.prepare(k)) for k in range(100)]
 
 
@@ -107,7 +155,7 @@ def test_two_operations_and_two_seeds_share_no_stream(spec: str, seed: int, k: i
     assert all(stream_id(name) for name in streams(seed, k))
 
 
-@pytest.mark.parametrize("spec", COMMANDS)
+@pytest.mark.parametrize("spec", [*COMMANDS, *APPENDS])
 def test_workloads_of_two_seeds_share_no_stream(spec: str) -> None:
     def streams(seed: int) -> set[StreamId]:
         workload = workloads.make(spec, seed=seed)
@@ -162,6 +210,8 @@ async def test_each_request_of_populate_finds_the_version_it_expects(spec: str, 
         ("users:users=3,events=1000", 3, 1000),
         ("users:users=3,events=1001", 3, 1001),
         ("users:users=3,update=0", 0, 0),
+        ("append:streams=5", 5, 1),
+        ("append:streams=3,events=2500", 3, 2500),
         ("long_streams:streams=3,events=1500", 3, 1500),
         ("long_streams:streams=2,events=3000", 2, 3000),
         ("transfer:accounts=4", 4, 1),
@@ -185,7 +235,7 @@ async def test_populated_streams_are_as_many_and_as_long_as_said(spec: str, stre
 # --- what is asked --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spec", COMMANDS)
+@pytest.mark.parametrize("spec", [*COMMANDS, *APPENDS])
 async def test_none_of_2000_operations_is_refused_by_a_rule_or_the_store(spec: str) -> None:
     workload = workloads.make(spec, seed=5)
     store = await populated(workload)
@@ -338,6 +388,8 @@ def test_kinds_of_operations_come_as_often_as_said(spec: str, weights: dict[str,
         ("mixed:streams=20,articles=5", ReserveStock, 5),
         ("mixed:streams=20,articles=5", StreamRead, 20),
         ("mixed:streams=64,articles=8", UpdateProfile, 64),
+        ("append:streams=40", Append, 40),
+        ("append:streams=40,stale=0.5,sizes=lognormal", Append, 40),
     ],
 )
 def test_streams_are_picked_evenly_within_each_kind(spec: str, kind: type, choices: int) -> None:
@@ -374,18 +426,25 @@ async def test_writing_events_writes_as_many_as_it_says_and_only_into_new_stream
 
 
 @pytest.mark.parametrize("payload_bytes", [40, 200, 5000])
-def test_a_payload_is_json_of_about_the_size_asked(payload_bytes: int) -> None:
-    workload = WriteEvents(1, 1, 1, payload_bytes)
-    for k in (0, 1_234_567):
-        ((write,),) = ([w.events for w in workload.prepare(k)],)
-        assert abs(len(write[0].data) - payload_bytes) <= 8
-        assert msgspec.json.decode(write[0].data)["test"] == k
+def test_a_payload_is_json_of_exactly_the_size_asked(payload_bytes: int) -> None:
+    workload = workloads.make(f"write_events:payload_bytes={payload_bytes}", seed=1)
+    for k in (0, 9, 10, 1_234_567, 9):
+        [event] = [e for w in workload.prepare(k) for e in w.events]
+        assert len(event.data) == payload_bytes
+        assert msgspec.json.decode(event.data)["test"] == k
 
 
 def test_events_are_numbered_through_all_operations() -> None:
     workload = workloads.make("write_events:batch=3", seed=1)
     numbers = [msgspec.json.decode(e.data)["test"] for k in range(4) for w in workload.prepare(k) for e in w.events]
     assert numbers == list(range(12))
+
+
+@given(first=st.integers(0, 2000), batch=st.integers(1, 300))
+def test_payloads_are_as_long_where_numbers_get_a_digit_more(first: int, batch: int) -> None:
+    workload = workloads.make(f"write_events:batch={batch},payload_bytes=40", seed=1)
+    sizes = {len(e.data) for k in (first, first // 7, first + 1) for w in workload.prepare(k) for e in w.events}
+    assert sizes == {40}
 
 
 # --- what they say of themselves ------------------------------------------------------------------------------------
@@ -443,7 +502,8 @@ def test_reads_of_populated_streams_need_a_store_that_takes_appends() -> None:
 
 def test_every_workload_has_a_line_of_help_and_is_made_by_its_name_alone() -> None:
     described = workloads.describe()
-    assert set(described) == {spec.partition(":")[0] for spec in SPECS}
+    without_tables = {spec.partition(":")[0] for spec in SPECS}
+    assert set(described) == without_tables | {"read_model"}  # which asks a table: test_notebook_06_08.py
     for name, (usage, text) in described.items():
         assert usage.partition(":")[0] == name
         assert 20 < len(text) <= 120 and text.endswith(".")
@@ -491,10 +551,52 @@ async def test_registrations_run_on_a_store_that_keeps_nothing() -> None:
             "mixed:register=0,update=0,transfer=0,reserve=0,read=0",
             "at least one kind of operation needs a weight above 0",
         ),
+        ("write_events:payload_bytes=1000001", "payload_bytes must be 1 to 1000000, not 1000001"),
+        ("write_events:batch=1000,payload_bytes=200000", "batch × payload_bytes must be 1 to 100000000, not 200000000"),
+        ("write_events:sizes=lognorml", r"unknown sizes 'lognorml' \(known: a histogram .*\); did you mean lognormal"),
+        ("write_events:sizes=constant/2", "sizes: constant has no width, so write sizes=constant, not 'constant/2'"),
+        ("append:sizes=geometric/2", "sizes: geometric has no width"),
+        (
+            "append:sizes=uniform/1.5",
+            "sizes: the width of uniform must be 0 to 1, as in uniform/0.5, not 'uniform/1.5'",
+        ),
+        ("append:sizes=uniform/nan", "sizes: the width of uniform must be 0 to 1"),
+        ("append:sizes=lognormal/", "sizes: the width of lognormal must be 0 to 3"),
+        ("append:sizes=lognormal/wide", "sizes: the width of lognormal must be 0 to 3"),
+        ("append:sizes=lognormal/-1", "sizes: the width of lognormal must be 0 to 3"),
+        (
+            "append:sizes=uniform,payload_bytes=900000",
+            "sizes: uniform/0.5 around 900000 goes up to 1350000, and 1000000",
+        ),
+        (
+            "append:sizes=64x50/0x30",
+            "sizes: '0x30' is not SIZExWEIGHT with a size of 1 to 1000000 and a weight above 0",
+        ),
+        ("append:sizes=64x50/1000001x1", "sizes: '1000001x1' is not SIZExWEIGHT"),
+        ("append:sizes=64x0", "sizes: '64x0' is not SIZExWEIGHT"),
+        ("append:sizes=64xinf", "sizes: '64xinf' is not SIZExWEIGHT"),
+        ("append:sizes=64", "sizes: '64' is not SIZExWEIGHT"),
+        ("append:sizes=64x50/", "sizes: '' is not SIZExWEIGHT"),
+        ("append:streams=0", "streams must be 1 to 1000000, not 0"),
+        ("append:batch=0", "batch must be 1 to 100000 events, not 0"),
+        ("append:events=0", "events must be 1 to 100000, not 0"),
+        ("append:streams=100000,events=100", "streams × events must be 1 to 5000000, not 10000000"),
+        ("append:streams=100000,lengths=100x1", "streams × events must be 1 to 5000000, not 10000000"),
+        ("append:payload_bytes=0", "payload_bytes must be 1 to"),
+        ("append:stale=1.1", "stale must be 0 to 1, not 1.1"),
+        ("append:stale=-0.1", "stale must be 0 to 1, not -0.1"),
+        ("append:pick=zip", "unknown pick 'zip'.*did you mean zipf"),
+        ("append:theta=6", "theta must be 0 to 5, not 6"),
+        ("append:lengths=long", "unknown lengths 'long'"),
+        ("update_profile:lengths=constant/1", "lengths: constant has no width"),
+        ("users:lengths=100001x1", "lengths: '100001x1' is not SIZExWEIGHT with a size of 1 to 100000 and"),
+        ("read_mostly:lengths=uniform/2", "lengths: the width of uniform must be 0 to 1"),
+        ("long_streams:lengths=uniform,events=80000,streams=1", "lengths: uniform/0.5 around 80000 goes up to 120000"),
         ("read_pages:limit=0", "limit must be 1 to"),
         ("read_streams:streams=0", "streams must be 1 to"),
     ],
 )
 def test_a_workload_that_cannot_be_is_refused(spec: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message) as refused:
         workloads.make(spec, seed=1)
+    assert "\n" not in str(refused.value)

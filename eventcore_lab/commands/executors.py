@@ -9,6 +9,7 @@ from __future__ import annotations
 from eventcore_lab.commands.batching import Batching
 from eventcore_lab.commands.chapter import ChapterBatching, ChapterCached, ChapterParallel
 from eventcore_lab.commands.executor import Direct, Executor, RetryPolicy
+from eventcore_lab.commands.footprint import ChapterMemory, Leaking
 from eventcore_lab.commands.memory import Cache, Snapshots
 from eventcore_lab.commands.parallel import Parallel
 from eventcore_lab.spec import Registry
@@ -96,6 +97,19 @@ def chapter_batching(inner: Executor, *, size: int = 100, delay_ms: float = 10.0
     _within("size", size, 1, 10_000)
     _within("delay_ms", delay_ms, 0.1, 60_000)
     return ChapterBatching(inner, size, delay_ms / 1e3)
+
+
+@executors.register("chapter_memory")
+def chapter_memory(inner: Executor) -> ChapterMemory:
+    """The chapter's, to compare with what a process takes: counts what is allocated, before the first and after the last."""
+    return ChapterMemory(inner)
+
+
+@executors.register("leaking")
+def leaking(inner: Executor, *, bytes: int = 9000) -> Leaking:
+    """Wrong on purpose: keeps `bytes` for every command for good, to see who notices."""
+    _within("bytes", bytes, 0, 10_000_000)
+    return Leaking(inner, bytes)
 
 
 def _within(name: str, value: float, least: float, most: float) -> None:

@@ -3,6 +3,10 @@
 Memory is PSS (proportional set size): a page that n processes share counts 1/n in each, so the sum over a server's
 processes is what the server really takes; their RSS would count shared_buffers once per connection. Reading PSS walks
 page tables, so the probe watches its own cost and slows down rather than take more than 1 % of a core.
+
+What was taken between two looks only the kernel knows: it keeps the highest RSS of each process (VmHWM of proc(5)), from the
+beginning of the block on, and is asked for it as often as for processor time, which costs next to nothing. Of a server's many
+processes that share memory such a sum would say nothing, and is not asked for.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import psutil
 
@@ -18,6 +23,10 @@ from eventcore_lab.companions.series import Series
 
 COST_SHARE_MAX = 0.01
 INTERVAL_MAX_S = 5.0
+SHARING = "server"
+"""The source whose processes have memory in common."""
+_FORGET_THE_PEAK = "5"
+"""Written to /proc/<pid>/clear_refs, this makes VmHWM begin again (proc(5))."""
 
 Pids = Callable[[], Sequence[int]]
 
@@ -25,9 +34,12 @@ Pids = Callable[[], Sequence[int]]
 @asynccontextmanager
 async def resources(series: Series, sources: Mapping[str, Pids], interval_s: float = 0.25) -> AsyncIterator[None]:
     """Gauges per source: `cpu_percent` (of one core) every `interval_s`, and `pss_bytes`, `rss_bytes`, `processes` as often
-    as their cost allows; of the whole machine `busy_percent` and `steal_percent`. From now until the end, both included."""
+    as their cost allows; of the whole machine `busy_percent` and `steal_percent`. From now until the end, both included.
+    Where the kernel tells, of every source but the server `resident_bytes` now and `resident_peak_bytes`, the highest since
+    the beginning, every `interval_s`."""
     probe = _Probe(series, sources)
     probe.sample_memory()
+    probe.forget_peaks()
     probe.sample_cpu()
     task = asyncio.ensure_future(_repeatedly(probe, interval_s))
     try:
@@ -89,6 +101,21 @@ class _Probe:
         self._series.gauge(source, "rss_bytes", rss, t_ns)
         self._series.gauge(source, "processes", len(self._processes[source]), t_ns)
 
+    def forget_peaks(self) -> None:
+        """Have the kernel count from now on."""
+        for source, processes in self._processes.items():
+            for pid in processes if source != SHARING else ():
+                with suppress(OSError):  # ended, or no Linux
+                    Path(f"/proc/{pid}/clear_refs").write_text(_FORGET_THE_PEAK)
+
+    def _sample_resident(self, source: str, t_ns: int) -> None:
+        """What a source has in memory and the most it had, in bytes; nothing where the kernel does not tell."""
+        pids = self._processes[source] if source != SHARING else ()
+        if found := [size for pid in pids if (size := _resident(pid))]:
+            now, peak = (sum(sizes) for sizes in zip(*found, strict=True))
+            self._series.gauge(source, "resident_bytes", now, t_ns)
+            self._series.gauge(source, "resident_peak_bytes", peak, t_ns)
+
     def sample_cpu(self) -> None:
         t_ns = now_ns()
         elapsed_s = 0.0 if self._sampled_ns is None else (t_ns - self._sampled_ns) / NS_PER_S
@@ -99,6 +126,7 @@ class _Probe:
                     spent_s += self._newly_spent_s(pid, process)
             if elapsed_s:
                 self._series.gauge(source, "cpu_percent", 100 * spent_s / elapsed_s, t_ns)
+            self._sample_resident(source, t_ns)
         self._machine_busy(t_ns, is_first=not elapsed_s)
         self._sampled_ns = t_ns
 
@@ -120,3 +148,16 @@ class _Probe:
             idle, steal = spent.get("idle", 0.0) + spent.get("iowait", 0.0), spent.get("steal", 0.0)
             self._series.gauge("machine", "busy_percent", 100 * (1 - (idle + steal) / total), t_ns)
             self._series.gauge("machine", "steal_percent", 100 * steal / total, t_ns)
+
+
+def _resident(pid: int) -> tuple[int, int] | None:
+    """VmRSS and VmHWM of a process, in bytes; None where there is no such file, or no such process any more."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return None
+    sizes = {name: value for name, _, value in (line.partition(":") for line in lines)}
+    if not ("VmRSS" in sizes and "VmHWM" in sizes):  # one that has ended and waits to be buried
+        return None
+    now, peak = (int(sizes[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
+    return now, peak

@@ -2,5 +2,6 @@
 
 from eventcore_lab.experiment.measuring import Measured, RunBroken, measure
 from eventcore_lab.experiment.value import Experiment, with_option
+from eventcore_lab.load.places import Executor
 
-__all__ = ["Experiment", "Measured", "RunBroken", "measure", "with_option"]
+__all__ = ["Executor", "Experiment", "Measured", "RunBroken", "measure", "with_option"]

@@ -12,39 +12,50 @@ import secrets
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextvars import copy_context
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 from msgspec import Struct
 
 from eventcore_lab.clock import NS_PER_S, now_ns, sleep_s
+from eventcore_lab.companions.clocks import clocks
 from eventcore_lab.companions.probes import resources
 from eventcore_lab.companions.series import Series
 from eventcore_lab.events import StoreError
-from eventcore_lab.experiment.value import CAPACITY_MAX, Experiment
+from eventcore_lab.experiment.jobs import Jobs
+from eventcore_lab.experiment.value import Experiment
+from eventcore_lab.load.cluster import Stripes
 from eventcore_lab.load.follower import FollowerJob
-from eventcore_lab.load.imports import Imports
-from eventcore_lab.load.pacers import pacers
+from eventcore_lab.load.loaders import Loaders, Processes
+from eventcore_lab.load.places import (
+    Executor,
+    Places,
+    PlacesError,
+    aside,
+    awake,
+    check_places,
+    is_local,
+    places_of,
+    reached,
+)
 from eventcore_lab.load.projector import ProjectorJob
 from eventcore_lab.load.recorder import Watcher
-from eventcore_lab.load.worker import Job
-from eventcore_lab.load.workers import START_TIMEOUT_S, Followers, Worker, WorkerDied
+from eventcore_lab.load.workers import Followers, WorkerDied
 from eventcore_lab.load.workloads import workloads
 from eventcore_lab.machine import environment, environment_id
 from eventcore_lab.progress import Progress, Quiet, Tally
 from eventcore_lab.schema import ENVIRONMENT_FILE, LOCK_FILE, RUN_FILE, SCHEMA_VERSION
-from eventcore_lab.stores import Place, PoolSettings, stores
+from eventcore_lab.stores import Place, stores
 
-CLOSED_LOOP_RATE_MAX = 200_000
-"""Operations per second that a closed loop's recorder makes room for; the file is sparse, so room costs nothing."""
-START_DELAY_NS = 100_000_000
 LOOK_EVERY_S = 0.25
 SHORT_FINISH_S = 2.0
 """After Ctrl-C those beside the load have so long to come to the end of what is stored."""
 POPULATE_TIMEOUT_S = 1800.0
-FOLLOWER_CONNECTIONS = 2
+CLUSTER_TIMEOUT_S = 60.0
 
 
 class Measured(Struct, frozen=True):
@@ -59,15 +70,21 @@ class RunBroken(Exception):
     """The run itself failed (store unreachable, worker died); what was recorded is in the spool."""
 
 
-def measure(experiment: Experiment, spool: Path, progress: Progress | None = None) -> Measured:
-    """Run `experiment` and leave its facts in a new folder of `spool`.
+def measure(
+    experiment: Experiment, spool: Path, progress: Progress | None = None, executor: Executor | None = None
+) -> Measured:
+    """Run `experiment` and leave its facts in a new folder of `spool`. With an `executor` its workers run where that
+    runs what is submitted to it, and it stays open.
 
     Works in a script, a notebook's cell and a thread alike. The first Ctrl-C ends the load, lets what is under way
     finish, and keeps the run as `interrupted` (`Measured.status` says so); the second stops at once. Raises StoreError
     or RunBroken when there is nothing, or not the whole, to keep.
     """
+    check_places(experiment.cluster, executor)
+    if executor is not None:
+        experiment.check_shared()
     asked_to_stop = threading.Event()
-    run = _Run(experiment, spool, progress or Quiet(), asked_to_stop)
+    run = _Run(experiment, spool, progress or Quiet(), asked_to_stop, executor)
     result: list[Measured | BaseException] = []
     # Not `thread.join` and `is_alive`: interrupted by a signal, they may take a running thread for one that has ended.
     is_over = threading.Event()
@@ -76,7 +93,8 @@ def measure(experiment: Experiment, spool: Path, progress: Progress | None = Non
         result.append(_outcome(run))
         is_over.set()
 
-    thread = threading.Thread(target=work, name="experiment")
+    # With the context of this thread, by which a notebook knows the cell that something is shown in.
+    thread = threading.Thread(target=copy_context().run, args=(work,), name="experiment")
     thread.start()
     while not is_over.is_set():
         try:
@@ -101,9 +119,16 @@ def _outcome(run: _Run) -> Measured | BaseException:
 class _Run:
     """One run from the parent's side. Its methods are the run's phases, in order."""
 
-    def __init__(self, experiment: Experiment, spool: Path, progress: Progress, asked: threading.Event) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        spool: Path,
+        progress: Progress,
+        asked: threading.Event,
+        executor: Executor | None = None,
+    ) -> None:
         now = datetime.now(UTC)
-        self.experiment, self.progress, self.asked = experiment, progress, asked
+        self.experiment, self.progress, self.asked, self.executor = experiment, progress, asked, executor
         self.run_id = f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
         self.folder = spool / self.run_id
         self.row: dict[str, Any] = {
@@ -118,22 +143,26 @@ class _Run:
             "measured_ns": int(experiment.duration_s * NS_PER_S),
             "schema_version": SCHEMA_VERSION,
         }
-        self._worker: Worker[Job] | None = None
+        if executor is not None:
+            self.row["cluster"] = type(executor).__name__
+        self._loaders: Loaders | None = None
         self._followers: Followers[FollowerJob | ProjectorJob] = Followers([])
         self._is_abandoned = False
-        self._imports = Imports.of(experiment.modules)
+        self._jobs = Jobs(experiment, self.folder, is_elsewhere=bool(self.row["cluster"]))
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def whole(self) -> Measured:
         """The table of contents."""
         self._loop = asyncio.get_running_loop()
+        if self.executor is not None:
+            await awake(self.executor)
         self.folder.mkdir(parents=True)
         self._lock = os.open(self.folder / LOCK_FILE, os.O_CREAT | os.O_RDWR, 0o644)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         try:
             self._keep_row()
             await self._phases()
-        except (StoreError, WorkerDied, RunBroken, OSError, TimeoutError) as error:
+        except (StoreError, WorkerDied, PlacesError, RunBroken, OSError, TimeoutError) as error:
             if not self.asked.is_set():  # after a second Ctrl-C a worker that died was killed by us
                 self._end("broken", f"{type(error).__name__}: {error}")
                 raise error if isinstance(error, StoreError) else RunBroken(str(error)) from None
@@ -142,6 +171,7 @@ class _Run:
             is_cut = self.asked.is_set()
             self._end("interrupted" if is_cut else "complete", "stopped by the user" if is_cut else "")
         finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)  # also for what has been forked meanwhile
             os.close(self._lock)
         return Measured(self.run_id, self.folder, self.row["status"])
 
@@ -159,14 +189,16 @@ class _Run:
                     f"{self.experiment.store} is only to be read: choose a workload that reads (read_pages, "
                     "read_streams), or add writes=true"
                 )
-            worker = await stack.enter_async_context(self._working(place))
-            await stack.enter_async_context(self._followers.spawning(self._jobs_beside(place), self._lock))
-            await self._populated(worker, series)
+            loaders = await stack.enter_async_context(self._working(place))
+            await stack.enter_async_context(self._followers.spawning(self._jobs.beside(place), self._lock))
+            for name, detail in loaders.notes:
+                series.mark(name, detail)
+            await self._populated(loaders, series)
             await self._settled(series)
-            await self._loaded(worker, place, series)
+            await self._loaded(loaders, place, series)
             await self._followed(series)
             if place.is_new:
-                await self._verified(worker, series)
+                await self._verified(loaders, place, series)
             else:
                 series.mark("not read back", "the store had events before this run")
 
@@ -177,7 +209,7 @@ class _Run:
             asyncio.run_coroutine_threadsafe(self._all_ended(), self._loop)
 
     async def _all_ended(self) -> None:
-        working = [self._worker.end(timeout_s=0.2)] if self._worker is not None else []
+        working = [self._loaders.end(timeout_s=0.2)] if self._loaders is not None else []
         await asyncio.gather(*working, self._followers.end(timeout_s=0.2))
 
     def _begins(self, phase: str) -> None:
@@ -206,65 +238,32 @@ class _Run:
         (self.folder / ENVIRONMENT_FILE).write_bytes(msgspec.json.encode(facts))
         self._keep_row()
 
-    def _job(self, place: Place) -> Job:
-        e = self.experiment
-        total_s = e.warmup_s + e.duration_s
-        total_ns = int(total_s * NS_PER_S)
-        expected = pacers.make(e.pacer).expected(total_ns) or CLOSED_LOOP_RATE_MAX * total_s
-        return Job(
-            spool=str(self.folder.resolve()),
-            worker=0,
-            workers=1,
-            store=e.store,
-            address=place.address,
-            workload=e.workload,
-            executor=e.executor,
-            pacer=e.pacer,
-            seed=e.seed,
-            warmup_ns=int(e.warmup_s * NS_PER_S),
-            total_ns=total_ns,
-            pool=self._pool(e.connections),
-            in_flight_max=e.in_flight_max,
-            backlog_max=e.backlog_max,
-            backlog_policy=e.backlog_policy,
-            imports=self._imports,
-            capacity=min(CAPACITY_MAX, int(2 * expected) + 10_000),
-        )
-
-    def _pool(self, connections: int) -> PoolSettings:
-        timeout_s = self.experiment.timeout_s
-        pool = PoolSettings.sized(connections)
-        return msgspec.structs.replace(pool, acquire_timeout_s=timeout_s, command_timeout_s=timeout_s)
-
-    def _jobs_beside(self, place: Place) -> list[FollowerJob | ProjectorJob]:
-        e = self.experiment
-        same: dict[str, Any] = {
-            "spool": str(self.folder.resolve()),
-            "store": e.store,
-            "address": place.address,
-            "pool": self._pool(FOLLOWER_CONNECTIONS),
-            "imports": self._imports,
-        }
-        jobs: list[FollowerJob | ProjectorJob] = [FollowerJob(reader=reader, **same) for reader in range(e.followers)]
-        return [*jobs, ProjectorJob(projection=e.projection, **same)] if e.projection else jobs
-
     @asynccontextmanager
-    async def _working(self, place: Place) -> AsyncIterator[Worker[Job]]:
-        self._begins("starting the load process")
-        self._worker = worker = await Worker.spawn(self._job(place), self._lock)
-        try:
-            async with asyncio.timeout(START_TIMEOUT_S):
-                await worker.heard("ready")
-            yield worker
-        finally:
-            await worker.end()
+    async def _working(self, place: Place) -> AsyncIterator[Loaders]:
+        n = self.experiment.workers
+        jobs = [self._jobs.load(place, worker) for worker in range(n)]
+        where = self.row["cluster"] and f" on {self.row['cluster']}"
+        self._begins(("starting the load process" if n == 1 else f"starting {n} load processes") + where)
+        if not where:
+            self._loaders = processes = Processes()
+            async with processes.spawned(jobs, self._lock):
+                yield processes
+            return
+        places = await aside(self._places, CLUSTER_TIMEOUT_S)
+        is_reachable = not place.keeps_events or not is_local(place.address)
+        self._loaders = stripes = Stripes(places, jobs, self._jobs.keeper(place), is_reachable)
+        async with stripes.spawned(self._lock):
+            yield stripes
 
-    async def _populated(self, worker: Worker[Job], series: Series) -> None:
+    def _places(self) -> Places:
+        e = self.experiment
+        return reached(e.cluster, e.workers) if self.executor is None else places_of(self.executor, e.workers)
+
+    async def _populated(self, loaders: Loaders, series: Series) -> None:
         """Have the store filled with what the workload needs to find there: no part of what is measured."""
         self._begins("filling the store")
-        await worker.say("populate")
-        async with asyncio.timeout(POPULATE_TIMEOUT_S), self._passing_on_a_stop(lambda: worker.say("stop")):
-            events = (await worker.heard("populated"))["events"]
+        async with asyncio.timeout(POPULATE_TIMEOUT_S), self._passing_on_a_stop(loaders.stop):
+            events = await loaders.populate()
         if events:
             series.mark("store filled", f"{events} events")
 
@@ -297,51 +296,61 @@ class _Run:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def _loaded(self, worker: Worker[Job], place: Place, series: Series) -> None:
+    async def _loaded(self, loaders: Loaders, place: Place, series: Series) -> None:
         """The load itself, with the companions around it."""
-        e, followers = self.experiment, self._followers
-        sources: dict[str, Callable[[], list[int]]] = {"loader": lambda: [worker.pid], "server": place.server_pids}
-        if not place.server_pids():
-            del sources["server"]
-        start_ns = series.start_ns = now_ns() + START_DELAY_NS
-        async with resources(series, sources):
+        followers = self._followers
+        start_ns = series.start_ns = now_ns() + loaders.start_delay_ns
+        async with clocks(series), resources(series, self._watched(loaders, place)):
             await followers.go(start_ns)
-            await worker.say("go", start_ns)
-            series.mark("load begins", e.workload, start_ns)
-            async with self._watching(worker):
-                loaded = await followers.beside(worker.heard("loaded"))
-        series.mark("load ends", loaded["reason"])
-        for name, count in loaded["counts"].items():
+            await loaders.go(start_ns)
+            series.mark("load begins", self.experiment.workload, start_ns)
+            async with self._watching(), self._passing_on_a_stop(loaders.stop):
+                loaded = await followers.beside(loaders.loaded())
+        series.mark("load ends", loaded.reason)
+        for name, count in loaded.counts.items():
             series.gauge("executor", name, count)
-        for text, count in loaded["failures"].items():
+        for text, count in loaded.failures.items():
             series.mark("failed operations", f"{count} × {text}")
-        if loaded["reason"] and not self.asked.is_set():
-            raise RunBroken(loaded["reason"])
+        for name, detail in loaded.notes:
+            series.mark(name, detail)
+        for source, name, value, t_ns in loaded.gauges:
+            series.gauge(source, name, value, start_ns + t_ns)
+        if loaded.reason and not self.asked.is_set():
+            raise RunBroken(loaded.reason)
+
+    def _watched(self, loaders: Loaders, place: Place) -> dict[str, Callable[[], list[int]]]:
+        """Whose memory and processor time are recorded: all load processes together, each of several, the server."""
+        by_worker = loaders.pids()
+        sources: dict[str, Callable[[], list[int]]] = {}
+        if by_worker:
+            sources["loader"] = lambda: [pid for pids in by_worker for pid in pids]
+        if len(by_worker) > 1:
+            sources |= {f"worker {n}": lambda pids=pids: pids for n, pids in enumerate(by_worker)}  # type: ignore[misc]
+        return sources | ({"server": place.server_pids} if place.server_pids() else {})
 
     @asynccontextmanager
-    async def _watching(self, worker: Worker[Job]) -> AsyncIterator[None]:
-        """Tell the progress about new samples, and pass a wish to stop on to the worker."""
+    async def _watching(self) -> AsyncIterator[None]:
+        """Tell the progress about new samples."""
         e = self.experiment
         tally = Tally(e.warmup_s, e.duration_s)
-        watcher = Watcher(self.folder / f"samples-{worker.job.worker}.i64")
-        task = asyncio.ensure_future(self._watch(worker, watcher, tally))
+        watchers = [Watcher(self.folder / f"samples-{n}.i64") for n in range(e.workers)]
+
+        def look() -> None:
+            tally.add(np.concatenate([watcher.new_rows() for watcher in watchers]))
+            self.progress.update(e.title, tally)
+
+        async def watch() -> None:
+            while True:
+                await sleep_s(LOOK_EVERY_S)
+                look()
+
+        task = asyncio.ensure_future(watch())
         try:
             yield
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            tally.add(watcher.new_rows())
-            self.progress.update(e.title, tally)
-
-    async def _watch(self, worker: Worker[Job], watcher: Watcher, tally: Tally) -> None:
-        is_told = False
-        while True:
-            await sleep_s(LOOK_EVERY_S)
-            if self.asked.is_set() and not is_told:
-                is_told = True
-                await worker.say("stop")
-            tally.add(watcher.new_rows())
-            self.progress.update(self.experiment.title, tally)
+            look()
 
     async def _followed(self, series: Series) -> None:
         """Have those beside the load come to the end of what it has left, also after the companions have gone."""
@@ -358,9 +367,7 @@ class _Run:
                 failures = "".join(f", {count} {name}" for name, count in done["failures"].items())
                 series.mark("projected", f"{job.projection}: {done['rows']} rows compared{failures}{suffix}")
 
-    async def _verified(self, worker: Worker[Job], series: Series) -> None:
+    async def _verified(self, loaders: Loaders, place: Place, series: Series) -> None:
         """Have the store read back, after the companions have left: it is no part of what is measured."""
         self._begins("reading everything back")
-        await worker.say("verify")
-        done = await worker.heard("done")
-        series.mark("read back", f"{done['stored']} events")
+        series.mark("read back", f"{await loaders.read_back(place.keeps_events)} events")

@@ -12,6 +12,7 @@ from eventcore_lab.clock import NS_PER_S
 from eventcore_lab.commands import executors
 from eventcore_lab.load.drive import BACKLOG_POLICIES
 from eventcore_lab.load.pacers import OPERATIONS_MAX, pacers
+from eventcore_lab.load.places import check_cluster
 from eventcore_lab.load.workloads import workloads
 from eventcore_lab.projections import read_models
 from eventcore_lab.spec import Registry, UsageError, parse, unknown
@@ -30,6 +31,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
     "trial": (0, 1_000_000),
     "followers": (0, 8),
+    "workers": (1, 64),
+    "operation_timeout_s": (0, 3_600),
 }
 
 
@@ -40,9 +43,13 @@ class Experiment(Struct, frozen=True, kw_only=True):
     `connections` is the size of the store's pool. In an open loop at most `in_flight_max` operations run at once,
     `backlog_max` more arrivals wait, and `backlog_policy` says what becomes of the next: `drop` (it is recorded as
     dropped), `queue` (it waits outside) or `abort` (the run ends). An operation waits at most `timeout_s` for a
-    connection and again for each answer. `followers` are processes that read the store from its beginning while the load
-    runs, each with a few connections of its own. `projection` is a read model of the users that one more process keeps up to
-    date, and that is compared with the fold of all events afterwards.
+    connection and again for each answer; it is given up after `operation_timeout_s` in all (0: never), and whether it
+    happened is unknown then. `workers` processes put the load on, each with its share of all this: together they are one.
+    They run on this machine, or where a `cluster` is: `dask:` and its scheduler's address, or `dask:local` for a try.
+    With `spins` they look at the clock all the time just before an arrival is due, which makes them a few µs late instead
+    of tens. `followers` are processes that read the store from its beginning while the load runs, each with a few
+    connections of its own. `projection` is a read model of the users that one more process keeps up to date, and that is
+    compared with the fold of all events afterwards.
     """
 
     store: str = "postgres"
@@ -57,6 +64,10 @@ class Experiment(Struct, frozen=True, kw_only=True):
     backlog_max: int = 10_000
     backlog_policy: str = "drop"
     timeout_s: float = 30.0
+    operation_timeout_s: float = 0.0
+    workers: int = 1
+    cluster: str = ""
+    spins: bool = False
     followers: int = 0
     projection: str = ""
     trial: int = 0
@@ -75,6 +86,8 @@ class Experiment(Struct, frozen=True, kw_only=True):
         if self.projection:
             self._check_projection()
         self._check_executor()
+        check_cluster(self.cluster)
+        self._check_workers()
         self.check_schedule()
         if "__main__" in self.modules:
             raise self._unimportable()
@@ -95,6 +108,22 @@ class Experiment(Struct, frozen=True, kw_only=True):
         uses_commands = workloads.make(self.workload, seed=self.seed).uses_commands
         if not uses_commands and self.executor != "direct":
             raise UsageError(f"{self.workload} has no commands, so that {self.executor} would have nothing to execute")
+
+    def _check_workers(self) -> None:
+        if self.workers > 1 or self.cluster:
+            self.check_shared()
+        shared = {"connections": self.connections, "in_flight_max": self.in_flight_max}
+        if callers := pacers.make(self.pacer).callers:
+            shared["concurrency"] = callers
+        for name, value in shared.items():
+            if value < self.workers:
+                raise UsageError(f"{name} is shared by {self.workers} workers, and {value} is not one for each")
+
+    def check_shared(self) -> None:
+        """Refuse a store that one process alone can open, for a load that several do."""
+        if not stores.make(self.store).is_shared:
+            who = f"{self.workers} workers need" if self.workers > 1 else "a worker elsewhere needs"
+            raise UsageError(f"{who} a store that several processes can open, and {self.store} is not")
 
     def check_schedule(self) -> None:
         """Refuse more arrivals than a schedule may hold, before anything is started."""

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from eventcore_lab.clock import NS_PER_S, now_ns, pause_s
 from eventcore_lab.lab.checkers import examined
-from eventcore_lab.lab.evidence import raw_samples
+from eventcore_lab.lab.evidence import raw_samples, sample_files
 from eventcore_lab.lab.readers import take_in
 from eventcore_lab.schema import (
     ENVIRONMENT_FILE,
@@ -187,6 +187,15 @@ class Lab:
             [run_id],
         )
 
+    def claims(self) -> pl.DataFrame:
+        """Of each claim the latest on each store: run_id, topic, name, unit, limit_text, measured, low, high, status, reason,
+        store."""
+        return self.sql(
+            """SELECT v.* EXCLUDE kind, r.store FROM verdicts v LEFT JOIN runs r USING (run_id) WHERE v.kind = 'claim'
+               QUALIFY row_number() OVER (PARTITION BY v.topic, v.name, r.store ORDER BY run_id DESC) = 1
+               ORDER BY v.topic, v.name, r.store"""
+        )
+
     def facts(self, run_id: str) -> dict[str, float]:
         """What was found out about a run beside its invariants, and is told without being judged."""
         found = self.sql("SELECT name, measured FROM verdicts WHERE run_id = ? AND kind = 'fact'", [run_id])
@@ -272,7 +281,7 @@ def _ingest(con: duckdb.DuckDBPyConnection, folder: Path, run_id: str) -> None:
     row = msgspec.json.decode((folder / RUN_FILE).read_bytes())
     run = pa.Table.from_pylist([{name: row.get(name) for name in TABLES["runs"]}])  # noqa: F841 (read by DuckDB)
     con.execute("INSERT INTO runs BY NAME SELECT * FROM run")
-    for part in sorted(folder.glob("samples-*.i64")):
+    for part in sample_files(folder):
         incoming = _samples(part, row.get("schema_version") or 0)  # noqa: F841 (read by DuckDB, which finds a table of the file first)
         con.execute("INSERT INTO samples BY NAME SELECT ? AS run_id, * FROM incoming", [run_id])
     for table, file in (("gauges", GAUGES_FILE), ("marks", MARKS_FILE)):
@@ -281,7 +290,8 @@ def _ingest(con: duckdb.DuckDBPyConnection, folder: Path, run_id: str) -> None:
             kinds = {name: kind for name, kind in TABLES[table].items() if name != "run_id"}
             con.execute(
                 f"""INSERT INTO {table} BY NAME SELECT ? AS run_id, *
-                    FROM read_json(?, format = 'newline_delimited', ignore_errors = true, columns = {kinds})
+                    FROM read_json(?, format = 'newline_delimited', hive_partitioning = false, ignore_errors = true,
+                                   columns = {kinds})
                     WHERE t_ns IS NOT NULL""",  # a line cut off by a kill is left out
                 [run_id, str(path)],
             )

@@ -14,6 +14,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from eventcore_lab.schema import JOURNAL, NOT_COMPARED, SAMPLE_WORDS, Outcome
@@ -104,7 +105,12 @@ class Evidence:
         self.lacking: dict[str, tuple[str, str]] = {}
         for table in JOURNAL:
             self._open(table, sorted([*folder.glob(f"{table}.parquet"), *folder.glob(f"{table}-*.parquet")]))
-        self._open_samples(sorted(folder.glob("samples-*.i64")))
+        samples = sample_files(folder)
+        self._open_samples(samples)
+        if len([*folder.glob("counts-[0-9]*.parquet")]) < len(samples):
+            self.lacking.setdefault(
+                "counts", ("not tested", "a load process ended before it could say what it counted")
+            )
         if self.con.execute("SELECT 1 FROM counts WHERE name = ?", [NOT_COMPARED]).fetchall():
             self.lacking["projected"] = ("broken", "the read model had not caught up when its time was over")
         for name, (needs, sql) in _DERIVED.items():
@@ -121,7 +127,7 @@ class Evidence:
         try:
             if files:
                 paths = [str(path) for path in files]
-                selected = f"SELECT {', '.join(named)} FROM read_parquet(?)"
+                selected = f"SELECT {', '.join(named)} FROM read_parquet(?, hive_partitioning = false)"
                 self.con.execute(f"CREATE TEMP TABLE {table} AS {selected}", [paths])
                 return
             self.lacking[table] = ("not tested", LOST[table])
@@ -134,9 +140,9 @@ class Evidence:
         if not files:
             self.lacking["samples"] = ("not tested", LOST["samples"])
         parts = [np.empty((0, len(SAMPLE_WORDS)), np.int64), *(raw_samples(file) for file in files)]
-        operations = np.concatenate([part[:, 0] for part in parts])
-        outcomes = np.concatenate([part[:, -1] & 0xFF for part in parts])
-        self.con.register("samples", pa.table({"operation": operations, "outcome": outcomes}))
+        rows = np.concatenate(parts)
+        columns = {name: rows[:, SAMPLE_WORDS.index(name)] for name in ("operation", "began_ns", "ended_ns")}
+        self.con.register("samples", pa.table({**columns, "outcome": rows[:, -1] & 0xFF}))
 
     def _derive(self, name: str, needs: Sequence[str], sql: str) -> None:
         if (why := self.lacks(needs)) is not None:
@@ -153,8 +159,16 @@ def line_of(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
+def sample_files(folder: Path) -> list[Path]:
+    """The samples of each worker of a run, as they were recorded here or brought from elsewhere."""
+    return sorted([*folder.glob("samples-*.i64"), *folder.glob("samples-*.parquet")])
+
+
 def raw_samples(part: Path) -> NDArray[np.int64]:
     """A worker's rows as they were recorded, shape (n, 8), without those that never began; see schema.SAMPLE_WORDS."""
+    if part.suffix == ".parquet":
+        table = pq.read_table(part, columns=list(SAMPLE_WORDS))
+        return np.column_stack([table[name].to_numpy() for name in SAMPLE_WORDS])
     whole = part.stat().st_size // (8 * len(SAMPLE_WORDS)) * len(SAMPLE_WORDS)
     rows = np.fromfile(part, np.int64, whole).reshape(-1, len(SAMPLE_WORDS))
     begun: NDArray[np.int64] = rows[rows[:, -1] != 0]

@@ -6,7 +6,7 @@ from msgspec import Struct
 
 
 class Invariant(Struct, frozen=True):
-    """`id` is the number of the invariant (V1 to V17); several may share one. `needs` names the tables of evidence that
+    """`id` is the number of the invariant (V1 to V18); several may share one. `needs` names the tables of evidence that
     both queries read. `population` counts what there is to look at; `violations` gives one row of text for each thing
     that is wrong."""
 

@@ -1,4 +1,4 @@
-"""The invariants of what was written: V1 to V9, V13 and V14. Those of what was read are in `invariants_read`.
+"""The invariants of what was written and counted: V1 to V9, V13, V14 and V18. Those of what was read are in `invariants_read`.
 
 No store that keeps its promises may be accused, however its answers interleave: an append counts as done at some time
 between its beginning and its end, and one without an answer at any time after its beginning.
@@ -7,6 +7,7 @@ between its beginning and its end, and one without an answer at any time after i
 from __future__ import annotations
 
 from eventcore_lab.lab.invariant import Invariant
+from eventcore_lab.schema import IN_SYSTEM
 
 _EVENTS_AND_STORED = ("writes", "stored", "acked")
 
@@ -23,6 +24,20 @@ INVARIANTS_WRITTEN = (
            UNION ALL
            SELECT format('operation {} has {} outcomes', operation, count(*))
            FROM samples GROUP BY operation HAVING count(*) > 1""",
+    ),
+    # Over a time that begins and ends with nothing under way, ∫N(t)dt = Σ of the times in the system (Little, 1961). The left
+    # side is counted by the loop while it runs, the right side is what was recorded.
+    Invariant(
+        "V18",
+        "the times of all operations add up (Little's law)",
+        "the number of operations under way, summed up over time by the load, is the sum of the recorded times",
+        ("counts", "samples"),
+        f"""SELECT count(*) FROM samples
+            WHERE outcome > 0 AND EXISTS (SELECT 1 FROM counts WHERE name = '{IN_SYSTEM}')""",
+        f"""SELECT format('{{:.6f}} operation-seconds were counted, the samples have {{:.6f}}', counted / 1e9, recorded / 1e9)
+            FROM (SELECT (SELECT sum(value) FROM counts WHERE name = '{IN_SYSTEM}') AS counted,
+                         (SELECT coalesce(sum(ended_ns - began_ns), 0) FROM samples WHERE outcome > 0) AS recorded)
+            WHERE counted <> recorded""",
     ),
     Invariant(
         "V2",

@@ -1,5 +1,5 @@
-"""Every number there is, from the facts of one run: throughput, latency percentiles, memory, processor, and the health
-of the generator itself. Nothing is stored; what is printed anywhere was computed here.
+"""Every number there is, from the facts of one run: throughput, latency percentiles, memory, processor. Nothing is stored;
+what is printed anywhere was computed here.
 """
 
 from __future__ import annotations
@@ -34,9 +34,6 @@ UNITS: Mapping[str, str] = {
 GAVE_UP = (pl.col("outcome") == int(Outcome.CONFLICT)) & (pl.col("attempts").fill_null(1) > 1)
 """An operation that met conflicts, tried again, and was not done in the end. (A single append that conflicts was answered.)"""
 MIB = 1024 * 1024
-LATENESS_SHARE_MAX = 0.1
-LATENESS_FLOOR_MS = 1.0
-LOADER_CPU_MAX = 90.0
 
 
 class Figure(Struct, frozen=True):
@@ -232,21 +229,6 @@ class Run:
         """How many steady operations came out how."""
         counts = dict(self.steady.group_by("outcome").len().iter_rows())
         return {o.name.lower(): counts[int(o)] for o in Outcome if counts.get(int(o))}
-
-    @cached_property
-    def generator_limits(self) -> list[str]:
-        """Why the generator, not the store, may have been the limit; empty if it was not."""
-        limits = []
-        loader = self._gauge_mean("loader", "cpu_percent").value
-        if loader > LOADER_CPU_MAX:
-            limits.append(f"the load generator used {loader:.0f} % of a core, so it, not the store, may be the limit")
-        if not self.is_closed_loop and len(self.steady):
-            late_ms = ((self.steady["offered_ns"] - self.steady["due_ns"]).to_numpy()) / 1e6
-            p99 = stats.percentile(np.sort(late_ms), 0.99)
-            slowest = stats.percentile(np.sort(self.latencies_ms[0]), 0.99)
-            if p99 > LATENESS_FLOOR_MS and p99 > LATENESS_SHARE_MAX * slowest:
-                limits.append(f"the load generator sent its arrivals late (p99 {p99:.1f} ms)")
-        return limits
 
     def summary(self) -> pl.DataFrame:
         """One row per figure: value, interval, unit, what to know about it."""

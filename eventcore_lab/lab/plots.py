@@ -364,7 +364,7 @@ def _shade_warmup(axes: Axes, run: Run, text: str = "warm-up") -> None:
 
 def _mark_events(axes: Axes, run: Run) -> None:
     """What a companion marked; the begin and end of the load itself are the picture's edges."""
-    for t_ns, name, _ in run.marks.iter_rows():
+    for t_ns, name, _ in run.marks.filter(pl.col("t_ns") >= 0).iter_rows():
         if name not in ("load begins", "load ends", "read back", "failed operations"):
             axes.axvline(t_ns / NS_PER_S, color=PURPLE, lw=1)
             axes.annotate(plain(name, 24), (t_ns / NS_PER_S, 1), (3, -14), xycoords=("data", "axes fraction"),

@@ -76,5 +76,5 @@ def take_in(con: duckdb.DuckDBPyConnection, folder: Path, run_id: str) -> None:
 
 def _rows(table: str, paths: list[str]) -> str:
     if paths:
-        return "SELECT * FROM read_parquet(?)"
+        return "SELECT * FROM read_parquet(?, hive_partitioning = false)"
     return "SELECT " + ", ".join(f"NULL::{kind} AS {name}" for name, kind in JOURNAL[table].items()) + " WHERE false"

@@ -9,6 +9,7 @@ import polars as pl
 from msgspec import Struct
 
 from eventcore_lab.lab import visibility
+from eventcore_lab.lab.disturbances import cautions, generator_limits, lateness_ms, loader_cpu
 from eventcore_lab.lab.measures import Figure, Run
 from eventcore_lab.lab.targets import Verdict, untested
 from eventcore_lab.spec import parse
@@ -64,9 +65,26 @@ def latency(run: Run) -> Sentence:
     unwell = {name: count for name, count in run.outcomes.items() if name != "ok"}
     if unwell:
         text += " Not well: " + ", ".join(f"{count:,} {name}" for name, count in unwell.items()) + "."
-    if run.generator_limits:
-        text += " Caution: " + "; ".join(run.generator_limits) + "."
+    if limits := generator_limits(run):
+        text += " Caution: " + "; ".join(limits) + "."
     return Sentence(text)
+
+
+def generator(run: Run) -> Sentence:
+    """How late arrivals were sent, and what the load says about what it was made from."""
+    if run.is_closed_loop:
+        text = "**In a closed loop nothing is due, and so nothing is late.**"
+    else:
+        median, tail, worst = (1000 * lateness_ms(run, p) for p in (0.5, 0.99, 1.0))
+        text = f"**Arrivals were sent {median:,.0f} µs late in the median, {tail:,.0f} µs at p99 and {worst:,.0f} µs at most.**"
+    if cpu := loader_cpu(run):
+        text += f" The busiest load process used {cpu:.0f} % of a core."
+    told = [
+        f"{name}: {detail}."
+        for name, detail in run.marks.select("name", "detail").iter_rows()
+        if name.startswith("trace ")
+    ]
+    return Sentence("\n\n".join([text, *told]))
 
 
 def memory(run: Run) -> Sentence:
@@ -99,12 +117,9 @@ def settings(commands: Sequence[Run], writes: Sequence[Run], share: float = 0.9)
 
 
 def caveats(runs: Sequence[Run]) -> Sentence:
-    """What a sceptic must know: durability, generator limits, steal, what was not tested, and the ids to query."""
+    """What a sceptic must know: durability, what disturbed the run, what was not tested, and the ids to query."""
     lines = [f"Durability: {d}." for d in sorted({str(r.row["durability"]) for r in runs if r.row["durability"]})]
-    lines += [f"{r.row['pacer']}: {text}." for r in runs for text in r.generator_limits]
-    steal = [v for r in runs if len(s := r.gauge("machine", "steal_percent")) and (v := float(s["value"].mean())) > 2]  # type: ignore[arg-type]
-    if steal:
-        lines.append(f"Another guest of this machine took up to {max(steal):.0f} % of it; repeat where that is not so.")
+    lines += [f"{r.row['pacer']}: {text}." for r in runs for text in cautions(r)]
     lines += [f"Not tested, because {reason}: {'; '.join(names)}." for reason, names in untested(runs).items()]
     lines.append("Runs: " + ", ".join(f"`{r.run_id}`" for r in runs) + ".")
     return Sentence("\n".join(f"- {line}" for line in lines))

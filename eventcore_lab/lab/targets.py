@@ -14,6 +14,7 @@ import msgspec
 import polars as pl
 from msgspec import Struct
 
+from eventcore_lab.lab.disturbances import unsettled
 from eventcore_lab.lab.measures import PERCENTILES, UNITS, Figure, Run
 from eventcore_lab.lab.stats import samples_needed
 from eventcore_lab.schema import ExitCode, data_folder
@@ -26,7 +27,15 @@ _FACTORS: dict[str, dict[str, float]] = {
     "/s": {"/s": 1, "": 1},
     "%": {"%": 1, "": 1},
 }
-_SYMBOLS = {"pass": "✓ pass", "fail": "✗ fail", "inconclusive": "? inconclusive", "violated": "✗ violated"}
+_SYMBOLS = {
+    "pass": "✓ pass",
+    "fail": "✗ fail",
+    "inconclusive": "? inconclusive",
+    "violated": "✗ violated",
+    "held": "✓ held",
+    "not held": "✗ not held",
+    "not settled": "? not settled",
+}
 
 
 class Threshold(Struct, frozen=True):
@@ -100,9 +109,9 @@ class Targets(Struct, frozen=True):
 
 
 def _html_row(j: Judgement) -> str:
-    whole = "style='white-space:nowrap'"
+    whole, kind = "style='white-space:nowrap'", j.status.replace(" ", "-")
     return (
-        f"<tr class='{j.status}'><th scope='row'>{html.escape(j.name)}</th><td {whole}>{html.escape(j.limit)}</td>"
+        f"<tr class='{kind}'><th scope='row'>{html.escape(j.name)}</th><td {whole}>{html.escape(j.limit)}</td>"
         f"<td>{html.escape(j.shown)}</td><td {whole}>{_SYMBOLS[j.status]}</td>"
         f"<td style='min-width:12em'>{html.escape(j.reason)}</td></tr>"
     )
@@ -115,7 +124,8 @@ def _found(name: str) -> Path | None:
 
 
 class Judgement(Struct, frozen=True):
-    """One line of a verdict: what was asked, what was measured (in `unit`), how that compares, and why."""
+    """One line of a verdict: what was asked, what was measured (in `unit`), how that compares, and why. `kind` is `target`,
+    `invariant` or `claim`; a claim has a `topic`, and decides nothing."""
 
     kind: str
     name: str
@@ -127,6 +137,7 @@ class Judgement(Struct, frozen=True):
     status: str
     reason: str
     run_id: str
+    topic: str = ""
 
     @property
     def shown(self) -> str:
@@ -149,7 +160,7 @@ class Verdict(Struct, frozen=True):
 
     @property
     def status(self) -> str:
-        found = {j.status for j in self.judgements}
+        found = {j.status for j in self.judgements if j.kind != "claim"}
         return next(
             (s for s in ("violated", "fail", "inconclusive") if s in found), "pass" if found else "inconclusive"
         )
@@ -162,6 +173,10 @@ class Verdict(Struct, frozen=True):
     @property
     def targets(self) -> list[Judgement]:
         return [j for j in self.judgements if j.kind == "target"]
+
+    @property
+    def claims(self) -> list[Judgement]:
+        return [j for j in self.judgements if j.kind == "claim"]
 
     def __str__(self) -> str:
         rows = [("target", "limit", "measured", "verdict", "why")]
@@ -223,19 +238,17 @@ def _against(threshold: Threshold, run: Run) -> Judgement:
         status, reason = "inconclusive", f"the run was {run.row['status']}: {run.row['status_reason']}"
     elif status == "fail" and _is_all_offered(threshold, run):
         status, reason = "inconclusive", "no more than this was offered; a closed loop shows how far the store goes"
-    elif (status == "fail" and run.generator_limits) or (
-        status == "pass" and not run.is_closed_loop and run.generator_limits and threshold.name in PERCENTILES
-    ):
-        status, reason = "inconclusive", "; ".join(run.generator_limits)
+    elif status != "inconclusive" and (why := unsettled(run, threshold.name, threshold.limit, status)):
+        status, reason = "inconclusive", why
     return Judgement(
         "target", threshold.name, str(threshold), e.value, e.low, e.high, figure.unit, status, reason, run.run_id
     )
 
 
 def _is_all_offered(threshold: Threshold, run: Run) -> bool:
-    """Whether a throughput is low because the schedule asked for no more and got it."""
+    """Whether a throughput is low because the schedule asked for no more and was answered."""
     is_throughput = threshold.name in ("commands_per_second", "events_per_second")
-    return is_throughput and not run.is_closed_loop and set(run.outcomes) <= {"ok"} and not threshold.is_max
+    return is_throughput and not run.is_closed_loop and set(run.outcomes) <= {"ok", "conflict"} and not threshold.is_max
 
 
 def _compared(threshold: Threshold, figure: Figure) -> tuple[str, str]:

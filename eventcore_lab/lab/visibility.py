@@ -62,7 +62,7 @@ class Table:
         rows = ["".join(f"<td>{html.escape(cell)}</td>" for cell in cells[1:]) for cells in self._cells()]
         firsts = [f"<th scope='row'>{html.escape(cells[0])}</th>" for cells in self._cells()]
         body = "".join(f"<tr>{first}{row}</tr>" for first, row in zip(firsts, rows, strict=True))
-        return f"<table class='verdict'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return f"<table class='facts'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
     def __repr__(self) -> str:
         lines = [[head for head, _ in self._HEADS], *self._cells()]

@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from itertools import chain, takewhile
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, field
 
-from eventcore_lab.clock import Clock, sleep_s
+from eventcore_lab.clock import NS_PER_S, Clock, sleep_s
 from eventcore_lab.commands import CommandRejected
-from eventcore_lab.events import StoreError
+from eventcore_lab.events import OutcomeUnknown, StoreError
 from eventcore_lab.load.journal import outcome_of
 from eventcore_lab.load.recorder import Recorder, RecorderFull
 from eventcore_lab.load.workloads import Performer
@@ -37,8 +37,32 @@ class BacklogFull(Exception):
     """More arrivals wait than the bound allows, and the policy says abort."""
 
 
+class InSystem:
+    """How many operations are under way, summed up over time while it happens. By Little's law that is the sum of their
+    times, so that rows which went missing or changed on their way to a reader can be told."""
+
+    __slots__ = ("_since_ns", "area_ns", "count")
+
+    def __init__(self) -> None:
+        self.count = self.area_ns = self._since_ns = 0
+
+    def enter(self, now_ns: int) -> None:
+        self.area_ns += self.count * (now_ns - self._since_ns)
+        self._since_ns = now_ns
+        self.count += 1
+
+    def leave(self, now_ns: int) -> None:
+        self.area_ns += self.count * (now_ns - self._since_ns)
+        self._since_ns = now_ns
+        self.count -= 1
+
+
 class Load(Struct, kw_only=True):
-    """Everything one worker's loop needs, decided beforehand. Times in ns; `due` ascending, relative to the start."""
+    """Everything one worker's loop needs, decided beforehand. Times in ns; `due` ascending, relative to the start.
+
+    `think_ns`: how long a caller of a closed loop waits after operation k before its next. `timeout_ns`: how long an
+    operation may take, 0 for as long as the store lets it. `in_system` counts along.
+    """
 
     clock: Clock
     recorder: Recorder
@@ -55,6 +79,9 @@ class Load(Struct, kw_only=True):
     backlog_policy: str = "drop"
     first: int = 0
     step: int = 1
+    think_ns: Callable[[int], int] | None = None
+    timeout_ns: int = 0
+    in_system: InSystem = field(default_factory=InSystem)
 
 
 class Stop:
@@ -101,7 +128,7 @@ def _reason(task: asyncio.Future[Any]) -> str:
 
 async def _caller(load: Load, stop: Stop, n: int, turn: _Turn) -> None:
     """One caller of a closed loop: due when it begins."""
-    clock, perform_one = load.clock, _performer(load, stop)
+    clock, perform_one, think = load.clock, _performer(load, stop), load.think_ns
     end_ns = load.start_ns + load.total_ns
     await clock.sleep_until(load.start_ns)
     k, step = load.first + n * load.step, load.step * load.callers
@@ -111,16 +138,25 @@ async def _caller(load: Load, stop: Stop, n: int, turn: _Turn) -> None:
         if now_ns >= end_ns:
             return
         await perform_one(k, prepared, DUE_WHEN_BEGUN, 0)
-        k += step
-        if turn.is_over(now_ns, n):
+        if think is not None:
+            await _until(load, stop, min(clock.now_ns() + think(k), end_ns))
+        elif turn.is_over(now_ns, n):
             await turn.pass_on()
+        k += step
+
+
+async def _until(load: Load, stop: Stop, due_ns: int) -> None:
+    """Wait, in steps, so that a stop is heard."""
+    while (now_ns := load.clock.now_ns()) < due_ns and not stop.is_set:
+        await load.clock.sleep_until(min(due_ns, now_ns + _LOOK_UP_NS))
 
 
 def _performer(load: Load, stop: Stop) -> Callable[[int, Any, int, int], Any]:
     """What carries out one operation and records it; made once per task, for its `Attempt` is the task's own."""
     attempt = Attempt()
     current_attempt.set(attempt)
-    now_ns, perform, recorder = load.clock.now_ns, load.perform, load.recorder
+    now_ns, recorder, in_system = load.clock.now_ns, load.recorder, load.in_system
+    perform = load.perform if not load.timeout_ns else _within(load.timeout_ns, load.perform)
     start_ns, warmup_ns = load.start_ns, load.warmup_ns
 
     async def perform_one(k: int, prepared: Any, due_ns: int, offered_ns: int) -> None:
@@ -130,6 +166,7 @@ def _performer(load: Load, stop: Stop) -> Callable[[int, Any, int, int], Any]:
             due_ns = offered_ns = began_ns
         phase = Phase.WARMUP if due_ns < warmup_ns else Phase.STEADY
         row = recorder.begin(k, due_ns, offered_ns, began_ns, phase)
+        in_system.enter(began_ns)
         events = 0
         try:
             events = await perform(prepared)
@@ -144,11 +181,28 @@ def _performer(load: Load, stop: Stop) -> Callable[[int, Any, int, int], Any]:
             elif not attempt.conflicts:  # of an append without an executor
                 attempt.conflicts = 1
         ended_ns = now_ns() - start_ns
+        in_system.leave(ended_ns)
         acquired_ns = attempt.acquired_ns - start_ns if attempt.acquired_ns else began_ns
         word = packed(outcome, phase, attempt.attempts, events, attempt.conflicts)
         recorder.end(row, k, due_ns, offered_ns, began_ns, acquired_ns, ended_ns, attempt.backoff_ns, word)
 
     return perform_one
+
+
+def _within(timeout_ns: int, perform: Performer) -> Performer:
+    """`perform`, given up after `timeout_ns`: what it asked for may have happened all the same."""
+    timeout_s = timeout_ns / NS_PER_S
+
+    async def perform_within(prepared: Any) -> int:
+        try:
+            async with asyncio.timeout(timeout_s) as scope:
+                return await perform(prepared)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise OutcomeUnknown(f"no answer to an operation within {timeout_s:g} s") from None
+
+    return perform_within
 
 
 def _count(stop: Stop, error: Exception) -> None:

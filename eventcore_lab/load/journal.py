@@ -17,7 +17,7 @@ from uuid import UUID
 import msgspec
 from msgspec import Struct
 
-from eventcore_lab.clock import now_ns
+from eventcore_lab.clock import NS_PER_S, now_ns, sleep_s
 from eventcore_lab.events import (
     AppendResult,
     OutcomeUnknown,
@@ -39,6 +39,8 @@ READS_MAX = 200_000
 """Reads of a stream that a journal keeps; how many more there were is in `counts`."""
 PREFIX_EVENTS_MAX = 100_000
 PAGE = 5000
+SETTLE_TIMEOUT_S = 10.0
+_LOOK_EVERY_S = 0.020
 
 _Answer = tuple[int, ...] | tuple[StreamId, int] | None
 """The versions acknowledged, or the stream that conflicted and its actual version."""
@@ -101,6 +103,8 @@ class Journal(Wrapper):
         self._reads: list[_Read] = []
         self._joint: list[tuple[int, StreamId, int]] = []
         self._joint_count = self._left_out = 0
+        self.acknowledged: Position = 0
+        """The highest position of an acknowledged append."""
         self._sessions: dict[object, int] = {None: 0}
 
     async def append(self, writes: Sequence[StreamWrite]) -> AppendResult:
@@ -113,6 +117,8 @@ class Journal(Wrapper):
             self._entries.append((operation, writes, outcome_of(error), _actual(error), began_ns, now_ns()))
             raise
         self._entries.append((operation, writes, Outcome.OK, result.versions, began_ns, now_ns()))
+        if result.position > self.acknowledged:
+            self.acknowledged = result.position
         return result
 
     async def append_many(self, requests: Sequence[Sequence[StreamWrite]]) -> list[AppendResult | StoreError]:
@@ -129,6 +135,7 @@ class Journal(Wrapper):
         for writes, result in zip(requests, results, strict=True):
             if isinstance(result, AppendResult):
                 self._entries.append((operation, writes, Outcome.OK, result.versions, began_ns, ended_ns))
+                self.acknowledged = max(self.acknowledged, result.position)
             else:
                 entry = (operation, writes, outcome_of(result), _actual(result), began_ns, ended_ns)
                 self._entries.append(entry)
@@ -235,6 +242,17 @@ async def prefix(
             break
         found.add(event)
     return found.row(start_ns)
+
+
+async def settled(store: Store, position: Position, timeout_s: float = SETTLE_TIMEOUT_S) -> bool:
+    """Wait until a reader may go as far as `position`: an append that was given up may still be open in the server, and
+    keeps readers before it. Whether it came to that in time."""
+    deadline_ns = now_ns() + int(timeout_s * NS_PER_S)
+    while await store.last_position() < position:
+        if now_ns() > deadline_ns:
+            return False
+        await sleep_s(_LOOK_EVERY_S)
+    return True
 
 
 async def read_back(

@@ -2,8 +2,10 @@
 
 It is a process of its own so that neither a notebook's kernel nor the recording of gauges disturbs it, and it is
 started by name, not forked or spawned from `__main__`, so that a script needs no guard. One JSON line each way: the job,
-then `ready` / `populate` / `populated` / `go START_NS` / `loaded` / `verify` / `done`; `stop` ends the load early. When the
-input closes, the parent is gone: what was recorded is kept in the spool and the process ends.
+then `ready` / [`populate` / `populated`] / `go START_NS` / `loaded` / [`verify POSITION` / `done`], what is in brackets
+asked of one worker only; `stop` ends the load early. When the
+input closes, the parent is gone: what was recorded is kept in the spool and the process ends. The worker KEEPER puts no load
+on: where the others are on machines of their own, it is asked for what is in brackets, and beside them says nothing.
 """
 
 from __future__ import annotations
@@ -28,21 +30,26 @@ from eventcore_lab.commands import Executor, executors
 from eventcore_lab.events import StoreError
 from eventcore_lab.load.answers import Answers
 from eventcore_lab.load.drive import Load, Stop, drive
-from eventcore_lab.load.evidence import dated
+from eventcore_lab.load.evidence import dated, write_rows
 from eventcore_lab.load.fill import FILLED, filled
 from eventcore_lab.load.imports import Imports
-from eventcore_lab.load.journal import Journal, prefix, read_back
-from eventcore_lab.load.pacers import pacers
+from eventcore_lab.load.journal import Journal, prefix, read_back, settled
+from eventcore_lab.load.pacers import HasNotes, Thinks, pacers
 from eventcore_lab.load.recorder import Recorder
 from eventcore_lab.load.workloads import workloads
+from eventcore_lab.schema import IN_SYSTEM
 from eventcore_lab.stores import Address, PoolSettings, Store, stores
 from eventcore_lab.stores.wrapper import positions_drawn
 
 _LOOK_EVERY_S = 0.020
+SPIN_NS = 300_000
+"""The last part of a wait, if the clock spins: longer than a timer here is ever late but for one wake-up in a thousand."""
+KEEPER = -1
+"""The number of the worker that only fills the store and reads it back."""
 
 
 class Job(Struct, frozen=True, kw_only=True):
-    """What one worker does; the same fields for all workers of a run but `worker`."""
+    """What one worker does; the same fields for all workers of a run but `worker` and its share of what is bounded."""
 
     module: ClassVar[str] = "eventcore_lab.load.worker"
     spool: str
@@ -61,16 +68,25 @@ class Job(Struct, frozen=True, kw_only=True):
     backlog_max: int
     backlog_policy: str
     capacity: int
+    spins: bool = False
+    operation_timeout_ns: int = 0
     imports: Imports = Imports()
+    environment: dict[str, str] = {}
+    """Variables that the store is made from and that the machine does not have: they hold DSNs."""
 
     @property
     def name(self) -> str:
-        return f"worker {self.worker}"
+        return "keeper" if self.worker == KEEPER else f"worker {self.worker}"
 
     @property
     def complains_as(self) -> str:
         """Nobody: what the load's store says is said of the run."""
         return ""
+
+
+def share(total: int, worker: int, workers: int) -> int:
+    """How many of `total` are this worker's: those of all workers add up to it."""
+    return len(range(worker, total, workers))
 
 
 T = TypeVar("T")
@@ -142,6 +158,8 @@ async def one_job(kind: type[J], work: Callable[[J, Store, Lines], Awaitable[Non
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     job = msgspec.json.decode(await reader.readline(), type=kind)
     lines = Lines(reader)
+    if isinstance(job, Job):
+        os.environ.update(job.environment)
     job.imports.make()
     try:
         store = await stores.make(job.store).connect(job.address, job.pool)
@@ -154,41 +172,69 @@ async def one_job(kind: type[J], work: Callable[[J, Store, Lines], Awaitable[Non
 
 
 async def _work(job: Job, store: Store, lines: Lines) -> None:
+    await (_kept if job.worker == KEEPER else _loaded)(job, store, lines)
+
+
+async def _kept(job: Job, store: Store, lines: Lines) -> None:
+    """Fill the store and read it back for others who put the load on."""
+    lines.say("ready", pid=os.getpid(), operations=0, notes=[])
+    if (start_ns := await _go(job, store, lines)) is not None:
+        dated(Path(job.spool), FILLED, start_ns)
+        await _verified(job, store, lines, start_ns)
+
+
+async def _loaded(job: Job, store: Store, lines: Lines) -> None:
     journal = Journal(store)
     spool = Path(job.spool)
-    clock = WallClock()
-    executor = Answers(executors.make(job.executor, store=journal, seed=job.seed))
+    clock = WallClock(SPIN_NS if job.spins else 0)
+    executor = Answers(executors.make(job.executor, store=journal, seed=job.seed + job.worker))
     with Recorder(spool / f"samples-{job.worker}.i64", job.capacity) as recorder:
-        load = _load(job, clock, recorder, journal, executor)
-        lines.say("ready", pid=os.getpid(), operations=len(load.due))
-        if (await lines.heard())[0] != "populate":
+        load, notes = _load(job, clock, recorder, journal, executor)
+        lines.say("ready", pid=os.getpid(), operations=len(load.due), notes=notes)
+        if (start_ns := await _go(job, store, lines)) is None:
             return
-        # The first fills it for all.
-        requests = iter(()) if job.worker else workloads.make(job.workload, seed=job.seed).populate()
-        lines.say("populated", events=await filled(store, requests, spool, lines.stop))
-        word, *rest = await lines.heard()
-        if word != "go":
-            return
-        load.start_ns = int(rest[0])
+        load.start_ns = start_ns
         _keep_collector_out()
         await drive(load, lines.stop)
         await executor.close()
     clock.close()
     counted = {"reason": lines.stop.reason, "failures": lines.stop.failures, "counts": executor.counts()}
-    lines.say("loaded", begun=recorder.begun, **counted)
-    counts = {"offered": _offered(load, lines.stop, recorder)}
-    if job.worker == 0:
-        with suppress(StoreError):  # a server that is gone says nothing, and what was recorded is kept
-            drawn = await positions_drawn(store)
-            counts |= {} if drawn is None else {"positions drawn": drawn}
+    counts = {"offered": _offered(load, lines.stop, recorder), IN_SYSTEM: load.in_system.area_ns}
     journal.write(spool, job.worker, load.start_ns, counts)
+    executor.write(spool, job.worker)
     if not job.worker:
         dated(spool, FILLED, load.start_ns)
-    executor.write(spool, job.worker)
-    if (await lines.heard())[0] == "verify":
-        before = await prefix(store, start_ns=load.start_ns)
-        count = await read_back(store, spool, prefixes=[before], start_ns=load.start_ns)
-        lines.say("done", stored=count)
+    lines.say("loaded", begun=recorder.begun, acknowledged=str(journal.acknowledged), **counted)
+    await _verified(job, store, lines, load.start_ns)
+
+
+async def _go(job: Job, store: Store, lines: Lines) -> int | None:
+    """When to start, the store being filled before if that is asked for; None if nobody says so."""
+    while (words := await lines.heard())[0] == "populate":
+        lines.say("populated", events=await _populated(job, store, lines.stop))
+    return int(words[1]) if words[0] == "go" else None
+
+
+async def _verified(job: Job, store: Store, lines: Lines, start_ns: int) -> None:
+    """Read back what is stored, up to the position that is asked for at least, if it is."""
+    words = await lines.heard()
+    if words[0] == "verify":
+        await settled(store, int(words[1]))
+        lines.say("done", stored=await _read_back(store, Path(job.spool), start_ns))
+
+
+async def _populated(job: Job, store: Store, stop: Stop) -> int:
+    """Fill the store with what the workload needs; the number of events. One worker does it for all."""
+    return await filled(store, workloads.make(job.workload, seed=job.seed).populate(), Path(job.spool), stop)
+
+
+async def _read_back(store: Store, spool: Path, start_ns: int) -> int:
+    """Write down what the store holds now that all workers are done; the number of events."""
+    with suppress(StoreError):  # a server that is gone says nothing, and what was recorded is kept
+        if (drawn := await positions_drawn(store)) is not None:
+            write_rows(spool / "counts-store.parquet", "counts", [("positions drawn", drawn)])
+    before = await prefix(store, start_ns=start_ns)
+    return await read_back(store, spool, prefixes=[before], start_ns=start_ns)
 
 
 def _offered(load: Load, stop: Stop, recorder: Recorder) -> int:
@@ -196,13 +242,16 @@ def _offered(load: Load, stop: Stop, recorder: Recorder) -> int:
     return recorder.begun if load.callers or stop.is_set else len(load.due)
 
 
-def _load(job: Job, clock: WallClock, recorder: Recorder, journal: Journal, executor: Executor) -> Load:
-    """The job as the hot loop wants it: this worker's stripe of the one schedule, everything made beforehand."""
+def _load(
+    job: Job, clock: WallClock, recorder: Recorder, journal: Journal, executor: Executor
+) -> tuple[Load, list[tuple[str, str]]]:
+    """The job as the hot loop wants it: this worker's stripe of the one schedule, everything made beforehand; and what
+    there is to tell about what it was made from."""
     pacer = pacers.make(job.pacer)
     workload = workloads.make(job.workload, seed=job.seed)
     due = pacer.schedule(job.total_ns, np.random.default_rng(job.seed))
-    stripe = slice(job.worker, None, job.workers)
-    return Load(
+    at = job.worker, job.workers
+    load = Load(
         clock=clock,
         recorder=recorder,
         prepare=workload.prepare,
@@ -210,15 +259,18 @@ def _load(job: Job, clock: WallClock, recorder: Recorder, journal: Journal, exec
         start_ns=0,
         warmup_ns=job.warmup_ns,
         total_ns=job.total_ns,
-        callers=len(range(job.worker, pacer.callers, job.workers)),
-        due=due[stripe].tolist(),
+        callers=share(pacer.callers, *at),
+        due=due[job.worker :: job.workers].tolist(),
         operations=range(job.worker, len(due), job.workers),
-        in_flight_max=job.in_flight_max,
-        backlog_max=job.backlog_max,
+        in_flight_max=share(job.in_flight_max, *at),
+        backlog_max=share(job.backlog_max, *at),
         backlog_policy=job.backlog_policy,
         first=job.worker,
         step=job.workers,
+        think_ns=pacer.think_ns(job.seed) if isinstance(pacer, Thinks) else None,
+        timeout_ns=job.operation_timeout_ns,
     )
+    return load, [note for made in (pacer, workload) if isinstance(made, HasNotes) for note in made.notes]
 
 
 def _keep_collector_out() -> None:

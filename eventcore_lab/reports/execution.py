@@ -1,13 +1,15 @@
 """A notebook in, a report out: a new folder with the executed notebook, a page to read, a record of how it came out.
 
-`<out>/<UTC time>-<name>/` holds `<stem>.ipynb`, `index.html`, `report.json` and what the notebook itself puts there
-(`conclusion.json`, by the folder named in `EVENTCORE_LAB_REPORT`). The source notebook is only ever read.
+`<out>/<UTC time>-<name>/` holds `<stem>.ipynb`, `index.html`, `report.md`, `junit.xml`, `report.json` (record.py says what is
+in it) and what the notebook itself puts there (`conclusion.json`, by the folder named in `EVENTCORE_LAB_REPORT`). The source
+notebook is only ever read.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
@@ -16,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,7 +26,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from eventcore_lab.clock import NS_PER_S, now_ns
 from eventcore_lab.reports import parameters as parameters_
 from eventcore_lab.reports.index import rewrite_index
-from eventcore_lab.reports.notebooks import parameters_cell, read_json, source_of, title_of, write_atomically
+from eventcore_lab.reports.junit import junit
+from eventcore_lab.reports.markdown import markdown
+from eventcore_lab.reports.notebooks import (
+    parameters_cell,
+    question_of,
+    read_json,
+    source_of,
+    title_of,
+    write_atomically,
+)
 from eventcore_lab.reports.passwords import blank
 from eventcore_lab.reports.stop import CellError, Stop, stopped_by_signals
 
@@ -31,6 +43,8 @@ if TYPE_CHECKING:
     from eventcore_lab.reports.kernel import Run
 
 Status = Literal["complete", "failed", "interrupted"]
+Compare = Callable[[Mapping[str, Any]], dict[str, Any]]
+"""A conclusion as it compares with a baseline; see lab/baseline.py."""
 
 GRACE_S = 20.0  # what a running cell gets to finish after Ctrl-C: a load run drains and stores its results
 SPACE_MIN_BYTES = 32 << 20
@@ -42,7 +56,8 @@ class ReportFolderError(OSError):
 
 @dataclass(frozen=True)
 class Report:
-    """How one execution came out. `seconds` are all of it: starting the kernel, the cells, writing the page."""
+    """How one execution came out. `seconds` are all of it: starting the kernel, the cells, writing the page; `record` is what
+    stands in `report.json`."""
 
     folder: Path
     notebook: Path
@@ -51,6 +66,7 @@ class Report:
     error: CellError | None
     seconds: float
     status: Status
+    record: dict[str, Any]
 
 
 def execute(
@@ -62,12 +78,13 @@ def execute(
     timeout_s: float = 3600,
     progress: Callable[[str], None] = print,
     environment: Mapping[str, str] = MappingProxyType({}),
+    compare: Compare | None = None,
 ) -> Report:
     """Runs `notebook` with `parameters` and writes its report into a new folder of `out`.
 
     A cell that fails, a kernel that dies, Ctrl-C and the timeout are results (`Report.status`), not exceptions: what
     there is then is written all the same. Ctrl-C lets the running cell finish for `GRACE_S` seconds, a second one kills
-    it. `environment` is added to the kernel's, never to ours.
+    it. `environment` is added to the kernel's, never to ours. `compare` holds the conclusion against an earlier one.
 
     Errors: UsageError for a file that is no notebook and for parameters it does not have, and ReportFolderError, both
     before anything has started (ReportFolderError at the end, too, when the disk is full by then); KeyboardInterrupt
@@ -80,16 +97,25 @@ def execute(
     started = datetime.now(UTC)
     began = now_ns()
     paper = Paper(
-        folder=_new_folder(out, started, name or notebook.stem),
+        folder=new_folder(out, started, name or notebook.stem),
         stem=notebook.stem,
         name=name or notebook.stem,
         title=title_of(source, notebook.stem),
+        question=question_of(source),
+        fingerprint=fingerprint(source, {**defaults, **parameters}),
         started=started,
         parameters={**defaults, **parameters},
         declared=declared,
         source_folder=notebook.resolve().parent,
     )
-    return _execute(notebook, dict(parameters), paper, began, timeout_s, _unbreakable(progress), environment)
+    return _execute(notebook, dict(parameters), paper, began, timeout_s, _unbreakable(progress), environment, compare)
+
+
+def fingerprint(source: Mapping[str, Any], parameters: Mapping[str, object]) -> str:
+    """Of what a notebook asks: its cells, every parameter with its value, the package's version. Outputs do not count."""
+    cells = [(cell.get("cell_type"), source_of(cell)) for cell in source["cells"]]
+    asked = json.dumps([cells, dict(parameters), metadata.version("eventcore_lab")], sort_keys=True, default=str)
+    return hashlib.sha256(asked.encode("utf-8", "backslashreplace")).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -100,6 +126,8 @@ class Paper:
     stem: str
     name: str
     title: str
+    question: str
+    fingerprint: str
     started: datetime
     parameters: dict[str, object]
     declared: list[parameters_.Parameter]
@@ -119,6 +147,7 @@ def _execute(
     timeout_s: float,
     progress: Callable[[str], None],
     environment: Mapping[str, str],
+    compare: Compare | None,
 ) -> Report:
     stop = Stop(GRACE_S, progress)
     private = tempfile.TemporaryDirectory(prefix="lab-", ignore_cleanup_errors=True)
@@ -139,7 +168,7 @@ def _execute(
         )
         run.execute()
         status, error = _outcome(run, timeout_s)
-        report = _written(run, paper, status, error, began)
+        report = _written(run, paper, status, error, began, compare)
     if stop.reason == "interrupted" and status == "complete":
         raise KeyboardInterrupt
     return report
@@ -155,34 +184,50 @@ def _outcome(run: Run, timeout_s: float) -> tuple[Status, CellError | None]:
     return "failed", CellError(number, line, "Timeout", message)
 
 
-def _written(run: Run, paper: Paper, status: Status, error: CellError | None, began: int) -> Report:
-    """The executed notebook, the page, the record and the index, in this order: each is there if the next one fails."""
+def _written(
+    run: Run, paper: Paper, status: Status, error: CellError | None, began: int, compare: Compare | None
+) -> Report:
+    """The executed notebook, the page, the other formats, the record, the index, in this order: each is there if the next
+    one fails."""
     from eventcore_lab.reports.page import render
 
     conclusion = _conclusion(paper.folder, run.progress)
     try:
         executed = _save(run.notebook, paper)
-        record: dict[str, Any] = {
-            "name": paper.name,
-            "title": paper.title,
-            "notebook": executed.name,
-            "status": status,
-            "started": paper.started.isoformat(timespec="seconds"),
-            "seconds": round((now_ns() - began) / NS_PER_S, 1),
-            "parameters": paper.parameters,
-            "changed": paper.changed,
-            "conclusion": conclusion,
-            "error": asdict(error) if error else None,
-        }
-        record = blank(record)
+        record = blank(
+            {
+                **_facts(paper),
+                "notebook": executed.name,
+                "status": status,
+                "seconds": round((now_ns() - began) / NS_PER_S, 1),
+                "conclusion": conclusion,
+                "baseline": compare(conclusion) if compare and conclusion else None,
+                "error": asdict(error) if error else None,
+            }
+        )
         html = paper.folder / "index.html"
         write_atomically(html, render(blank(run.notebook), record, paper.declared, run.cells, paper.source_folder))
+        write_atomically(paper.folder / "report.md", markdown(record))
+        write_atomically(paper.folder / "junit.xml", junit([record]))
         write_atomically(paper.folder / "report.json", json.dumps(record, indent=1, default=str) + "\n")
         rewrite_index(paper.folder.parent)
     except OSError as problem:
-        raise _folder_error(paper.folder, problem) from None
+        raise folder_error(paper.folder, problem) from None
     seconds = (now_ns() - began) / NS_PER_S
-    return Report(paper.folder, executed, html, conclusion, error, seconds, status)
+    return Report(paper.folder, executed, html, conclusion, error, seconds, status, record)
+
+
+def _facts(paper: Paper) -> dict[str, Any]:
+    return {
+        "kind": "report",
+        "name": paper.name,
+        "title": paper.title,
+        "question": paper.question,
+        "started": paper.started.isoformat(timespec="seconds"),
+        "parameters": paper.parameters,
+        "changed": paper.changed,
+        "fingerprint": paper.fingerprint,
+    }
 
 
 def _save(content: Any, paper: Paper) -> Path:
@@ -262,7 +307,7 @@ def _is_home_writable() -> bool:
     return os.access(home, os.W_OK) and (not (home / ".config").exists() or os.access(home / ".config", os.W_OK))
 
 
-def _new_folder(out: Path, started: datetime, name: str) -> Path:
+def new_folder(out: Path, started: datetime, name: str) -> Path:
     """A new folder in `out` that can be written and has space around it, or ReportFolderError."""
     slug = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.")[:60] or "report"
     wanted = f"{started:%Y%m%dT%H%M%SZ}-{slug}"
@@ -275,7 +320,7 @@ def _new_folder(out: Path, started: datetime, name: str) -> Path:
         write_atomically(folder / ".probe", "can be written")
         (folder / ".probe").unlink()
     except OSError as error:
-        raise _folder_error(out, error) from None
+        raise folder_error(out, error) from None
     return folder
 
 
@@ -290,7 +335,7 @@ def _first_free(out: Path, wanted: str) -> Path:
     raise OSError(errno.EEXIST, "a thousand reports of this second")
 
 
-def _folder_error(folder: Path, error: OSError) -> ReportFolderError:
+def folder_error(folder: Path, error: OSError) -> ReportFolderError:
     return ReportFolderError(f"no report can be written to {folder}: {error.strerror or error}")
 
 

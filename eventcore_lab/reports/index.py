@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eventcore_lab.reports.notebooks import write_atomically
+from eventcore_lab.reports.record import answer_of, badge_of
 
 
 def rewrite_index(out: Path) -> Path:
@@ -24,8 +25,6 @@ def _folders(out: Path) -> list[Path]:
 
 def _row(folder: Path) -> dict[str, Any] | None:
     """What the index says of a folder; None for one that is no report."""
-    from eventcore_lab.reports.page import answer_of, badge_of
-
     try:
         record = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -39,6 +38,8 @@ def _row(folder: Path) -> dict[str, Any] | None:
         **row,
         "order": (_stamp(record, folder), folder.name),
         "record": record,
+        "is_suite": record.get("kind") == "suite",
+        "jobs": len(jobs) if isinstance(jobs := record.get("jobs"), list) else 0,
         "title": str(record.get("title") or record.get("name") or folder.name),
         "date": str(record.get("started", ""))[:16].replace("T", " "),
         "badge": badge_of(record),

@@ -31,7 +31,7 @@ _KNOWN = """
 """
 _ATTRIBUTES = frozenset(_KNOWN.split())
 _BOX = {"class": "scroll", "tabindex": "0", "role": "group", "aria-label": "table"}
-_LINK = re.compile(r"(https?://|mailto:|#)", re.IGNORECASE)
+_LINK = re.compile(r"https?://|mailto:|#|\.\./[\w.%-]+/index\.html\Z", re.IGNORECASE)  # the last: another report
 _IMAGE = re.compile(r"data:image/(png|jpeg|gif|webp|svg\+xml);base64,", re.IGNORECASE)
 _STYLE_NOT = re.compile(r"url\s*\(|position|expression|import|@|\\", re.IGNORECASE)
 _IMAGE_BYTES_MAX = 500_000
@@ -70,7 +70,7 @@ def _clean_tag(tag: Tag, folder: Path | None) -> None:
     if _STYLE_NOT.search(str(tag.get("style", ""))):
         del tag["style"]
     if "href" in tag.attrs and not (tag.name == "a" and _LINK.match(str(tag["href"]))):
-        del tag["href"]  # of the notebook's neighbours, none is a neighbour of the report
+        del tag["href"]  # of the notebook's neighbours, none but reports is a neighbour of the report
     if tag.name == "img":
         _clean_image(tag, folder)
     elif "src" in tag.attrs:

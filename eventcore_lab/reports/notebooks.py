@@ -72,6 +72,22 @@ def title_of(notebook: dict[str, Any], otherwise: str) -> str:
     return otherwise
 
 
+def opening_of(source: str) -> tuple[str, str]:
+    """The question of a notebook's first cell (the paragraph that begins with `**Question.**`, without these words), and the
+    other paragraphs; no question where there is none."""
+    paragraphs = re.split(r"\n\s*\n", source.strip())
+    for at, paragraph in enumerate(paragraphs):
+        if found := re.match(r"\s*\*\*Question\.?\*\*\.?\s*", paragraph):
+            return paragraph[found.end() :].strip(), "\n\n".join(paragraphs[:at] + paragraphs[at + 1 :])
+    return "", source
+
+
+def question_of(notebook: dict[str, Any]) -> str:
+    """The question that a notebook says it answers, as Markdown on one line; empty where it says none."""
+    texts = (source_of(cell) for cell in notebook["cells"] if cell.get("cell_type") == "markdown")
+    return " ".join(opening_of(next(texts, ""))[0].split())
+
+
 def is_stripped(notebook: Path) -> bool:
     """Whether the notebook has no outputs, no execution counts and no traces of a run: what is committed."""
     content = read_json(notebook)

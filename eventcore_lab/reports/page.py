@@ -18,53 +18,27 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
+from eventcore_lab.reports.notebooks import opening_of
+from eventcore_lab.reports.record import (
+    SIGNS,
+    answer_of,
+    badge_of,
+    comparison_of,
+    conclusion_of,
+    is_kept_invariant,
+    plain,
+    rows_of,
+    runs_of,
+    warnings_of,
+)
+
 if TYPE_CHECKING:
     from eventcore_lab.reports.parameters import Parameter
 
 _SIMPLE = re.compile(r"[\w:./,=@+-]+", re.ASCII)
 _FIGURES = ("image/svg+xml", "image/png", "image/jpeg")
-_COLOURS = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
-_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _STREAM_CHARACTERS_MAX = 200_000
-
-
-@dataclass(frozen=True)
-class Badge:
-    """A verdict as a word and a sign, so that it does not hang on its colour."""
-
-    kind: str
-    sign: str
-    word: str
-
-
-_VERDICTS = {
-    "pass": Badge("pass", "✓", "Pass"),
-    "fail": Badge("fail", "✗", "Fail"),
-    "inconclusive": Badge("inconclusive", "?", "Inconclusive"),
-    "violated": Badge("violated", "!", "Invariant violated"),
-}
-_BROKEN = Badge("none", "✗", "Broken")
-_INTERRUPTED = Badge("none", "■", "Interrupted")
-_NO_VERDICT = Badge("none", "–", "No verdict")
-
-
-def badge_of(record: Mapping[str, Any]) -> Badge:
-    """The badge of a `report.json`: how the run ended, and only if it did, what it found."""
-    if record.get("status") == "failed":
-        return _BROKEN
-    if record.get("status") == "interrupted":
-        return _INTERRUPTED
-    conclusion = record.get("conclusion")
-    status = conclusion.get("status") if isinstance(conclusion, dict) else None
-    return _VERDICTS.get(status, _NO_VERDICT) if isinstance(status, str) else _NO_VERDICT
-
-
-def answer_of(record: Mapping[str, Any]) -> str:
-    """The sentence beside the badge."""
-    conclusion, error = record.get("conclusion"), record.get("error")
-    if isinstance(error, dict) and record.get("status") != "complete":
-        return plain(error.get("message", "")).partition("\n")[0]
-    return plain(conclusion.get("answer", "")) if isinstance(conclusion, dict) else ""
+_VERDICT = re.compile("\\A\\s*<table class='verdict'")
 
 
 @cache
@@ -73,6 +47,7 @@ def environment() -> Environment:
     folder = Path(__file__).parent / "template"
     made = Environment(loader=FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     made.globals["style"] = Markup((folder / "style.css").read_text(encoding="utf-8"))
+    made.globals["signs"] = SIGNS
     made.filters.update(value=value_text, duration=duration, plain=plain, quoted=lambda path: quote(str(path)))
     return made
 
@@ -80,13 +55,44 @@ def environment() -> Environment:
 def render(
     notebook: Any, record: Mapping[str, Any], declared: list[Parameter], cells: Mapping[int, int], folder: Path | None
 ) -> str:
-    """The page of an executed notebook. `cells` numbers its code cells by index, `folder` holds its images."""
+    """The page of an executed notebook. `cells` numbers its code cells by index, `folder` holds its images.
+
+    It is read from the end: the question, what was found and how it was judged come first, then the pictures, then the method,
+    then what must be known about the runs."""
     error = record["error"]
-    blocks = _Blocks(cells, folder, error["cell"] if error else 0)
+    blocks = _Blocks(cells, folder, error["cell"] if error else 0, bool(rows_of(record)))
     for index, cell in enumerate(notebook["cells"]):
         blocks.add(index, cell)
-    facts = {"record": record, "badge": badge_of(record), "answer": answer_of(record), "error": error}
-    return environment().get_template("page.html.j2").render(**facts, declared=declared, blocks=blocks.found)
+    return (
+        environment()
+        .get_template("page.html.j2")
+        .render(
+            record=record,
+            error=error,
+            declared=declared,
+            blocks=blocks.found,
+            question=blocks.question,
+            method=blocks.method,
+            **_found(record),
+        )
+    )
+
+
+def _found(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record says, as the template wants it."""
+    baseline = record.get("baseline")
+    return {
+        "badge": badge_of(record),
+        "answer": answer_of(record),
+        "title": plain(conclusion_of(record).get("title", "")),
+        "rows": [row for row in rows_of(record) if not is_kept_invariant(row)],
+        "kept": [row for row in rows_of(record) if is_kept_invariant(row)],
+        "compared": comparison_of(record),
+        "baseline": plain(baseline.get("of", "")) if isinstance(baseline, dict) else "",
+        "warnings": warnings_of(record),
+        "runs": runs_of(record),
+        "machine": conclusion_of(record).get("environment") or {},
+    }
 
 
 @dataclass
@@ -96,21 +102,32 @@ class _Blocks:
     cells: Mapping[int, int]
     folder: Path | None
     failed: int
+    has_rows: bool = False  # the page has the verdict's table already
     found: list[dict[str, Any]] = field(default_factory=list)
     sentence: str = ""
+    question: Markup = field(default_factory=Markup)
+    method: Markup = field(default_factory=Markup)
     is_titled: bool = False
 
     def add(self, index: int, cell: Mapping[str, Any]) -> None:
         if cell["cell_type"] == "markdown":
-            self.found.append({"kind": "text", "html": self._text(cell)})
+            if html := self._text(cell):
+                self.found.append({"kind": "text", "html": html})
         elif cell["cell_type"] == "code" and index in self.cells:
             self._code(self.cells[index], cell)
 
     def _text(self, cell: Mapping[str, Any]) -> Markup:
         source = cell["source"]
-        if not self.is_titled:  # the heading of the notebook is that of the page
-            self.is_titled, source = True, re.sub(r"\A\s*#[ \t]+.+\n?", "", source)
-        return self._said(_markdown(source, cell.get("attachments"), self.folder))
+        if self.is_titled:
+            return self._said(_markdown(source, cell.get("attachments"), self.folder))
+        self.is_titled = True  # the heading of the notebook is that of the page, and its question stands below it
+        source = re.sub(r"\A\s*#[ \t]+.+\n?", "", source)
+        question, rest = opening_of(source)
+        html = _markdown(rest, cell.get("attachments"), self.folder)
+        if not question:
+            return self._said(html)
+        self.question, self.method = _markdown(question), html
+        return Markup("")
 
     def _code(self, number: int, cell: Mapping[str, Any]) -> None:
         outputs = [html for output in merged(cell.get("outputs", [])) if (html := self._output(output))]
@@ -139,6 +156,8 @@ class _Blocks:
     def _data(self, data: Mapping[str, Any], metadata: Mapping[str, Any]) -> Markup:
         from eventcore_lab.reports.markup import clean
 
+        if self.has_rows and _VERDICT.search(_text(data.get("text/html", ""))):
+            return Markup('<p>Line by line: <a href="#verdict">at the top</a>.</p>')
         if "text/html" in data:
             return self._said(Markup('<div class="output">{}</div>').format(clean(_text(data["text/html"]))))
         if "text/markdown" in data:
@@ -169,11 +188,6 @@ def _markdown(source: str, attachments: dict[str, Any] | None = None, folder: Pa
 
 def _text(value: Any) -> str:
     return "".join(value) if isinstance(value, list) else str(value)
-
-
-def plain(text: object) -> str:
-    """Text without terminal colours and control characters, which HTML cannot hold."""
-    return _CONTROLS.sub("", _COLOURS.sub("", str(text)))
 
 
 def _pre(text: Any, kind: str) -> Markup:

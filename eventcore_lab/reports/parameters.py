@@ -106,6 +106,26 @@ def parse_parameters(notebook: Path, given: Sequence[str]) -> dict[str, object]:
     return values
 
 
+def typed_parameters(notebook: Path, given: Mapping[str, object]) -> dict[str, object]:
+    """Values of a file (TOML, JSON) as values of the types that the notebook's own defaults have, checked as the texts of a
+    command line are. UsageError on the first that is wrong."""
+    declared = {parameter.name: parameter for parameter in declared_parameters(notebook)}
+    values: dict[str, object] = {}
+    for name, value in given.items():
+        check_known(name, declared)
+        passwords.refuse(name, str(value))
+        parameter = declared[name]
+        if isinstance(value, str):
+            values[name] = _value(parameter, value)
+            continue
+        try:
+            text = json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):  # a date, a NaN
+            _wrong(parameter, str(value), f"of type {parameter.type}")
+        values[name] = _value(parameter, text) if parameter.type != "str" else _wrong(parameter, text, "a text")
+    return values
+
+
 def check_known(name: str, declared: Mapping[str, Parameter]) -> None:
     """UsageError, naming the nearest parameter and all of them with their defaults, when the notebook has no `name`."""
     if name in declared:

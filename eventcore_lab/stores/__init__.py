@@ -3,6 +3,7 @@
 from eventcore_lab.stores import grouped as grouped
 from eventcore_lab.stores import memory as memory
 from eventcore_lab.stores import mutants as mutants
+from eventcore_lab.stores import pooled as pooled
 from eventcore_lab.stores import servers as servers
 from eventcore_lab.stores import sqlite as sqlite
 from eventcore_lab.stores.protocol import (

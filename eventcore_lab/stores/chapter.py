@@ -137,6 +137,10 @@ class Chapter:
         self._pool, self._acquire_timeout_s = pool, acquire_timeout_s
         self._order, self._now_us = order or Random(next(_numbers)), now_us
 
+    def varied(self, order: Random | None = None, now_us: Callable[[], int] | None = None) -> Chapter:
+        """The same store over the same pool, but with this order of streams, or stamped by this clock."""
+        return Chapter(self._pool, self._acquire_timeout_s, order or self._order, now_us or self._now_us)
+
     async def append(self, writes: Sequence[StreamWrite]) -> AppendResult:
         return (await self._write_events_batch([writes]))[0]
 

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from msgspec import Struct
 
-from eventcore_lab.stores import chapter, eventcore
+from eventcore_lab.stores import chapter, copying, eventcore
 from eventcore_lab.stores.protocol import PoolSettings, Store
 
 Connect = Callable[[str, str, PoolSettings, Mapping[str, str]], Awaitable[Store]]
@@ -58,6 +58,13 @@ FLAVOURS: Mapping[str, Flavour] = MappingProxyType(
             "eventcore_events",
             eventcore.connect,
             eventcore.LACKS,
+        ),
+        "copy": Flavour(
+            "the limit: rows by COPY into our own table, unchecked",
+            copying.SCHEMA_SQL,
+            "events",
+            copying.connect,
+            copying.LACKS,
         ),
     }
 )

@@ -183,11 +183,11 @@ class Null:
 class _InProcess:
     """The driver of a store that lives in the memory of the process that connects."""
 
-    is_shared = False
     lacks: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, name: str, make: type[Memory] | type[Null], durability: str) -> None:
         self._name, self._make, self._durability = name, make, durability
+        self.is_shared = make is Null  # all processes see the same events of it: none
 
     @asynccontextmanager
     async def provision(self) -> AsyncIterator[Place]:

@@ -23,13 +23,13 @@ from eventcore_lab.stores.protocol import PoolSettings
 class Connection:
     """An asyncpg connection and the statements prepared on it."""
 
-    __slots__ = ("_statements", "busy_since_ns", "expires_ns", "idle_since_ns", "is_overdue", "raw")
+    __slots__ = ("_statements", "busy_since_ns", "expires_ns", "idle_since_ns", "is_new", "is_overdue", "raw")
 
     def __init__(self, raw: Any, life_ns: int) -> None:
         self.raw = raw
         self.idle_since_ns = self.busy_since_ns = now_ns()
         self.expires_ns = self.idle_since_ns + life_ns
-        self.is_overdue = False
+        self.is_new, self.is_overdue = True, False
         self._statements: dict[str, Any] = {}
 
     async def fetch(self, sql: str, *arguments: Any) -> list[Any]:
@@ -43,19 +43,33 @@ class Connection:
         rows: list[Any] = await statement.fetch(*arguments)
         return rows
 
+    async def answers(self) -> bool:
+        """Whether the server is still there behind it: a round trip with next to nothing to do."""
+        try:
+            await self.fetch("SELECT 1")  # asyncpg cannot take the answer to an empty query
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError):
+            return False
+        return True
+
 
 class Pool:
     """At most `settings.max_connections` connections to `dsn`; the most recently used is handed out first, waiters are
     served in the order they came.
 
     A statement that takes longer than `command_timeout_s` has its connection ended. One timer looks after all of them:
-    a timer for each statement would cost a tenth of the client's work for an append.
+    a timer for each statement would cost a tenth of the client's work for an append. `statements_kept`: how many statements
+    asyncpg itself keeps prepared, of those that do not go through `Connection.fetch`.
     """
 
     def __init__(
-        self, dsn: str, schema: str, settings: PoolSettings, server_settings: Mapping[str, str] | None = None
+        self,
+        dsn: str,
+        schema: str,
+        settings: PoolSettings,
+        server_settings: Mapping[str, str] | None = None,
+        statements_kept: int = 0,
     ) -> None:
-        self._dsn, self._settings = dsn, settings
+        self._dsn, self._settings, self._statements_kept = dsn, settings, statements_kept
         self._server_settings = {
             "application_name": settings.application_name,
             # Checks behind a lock rely on it, and a database may have another default.
@@ -89,28 +103,46 @@ class Pool:
         """A connection of one's own until `release`. Raises StoreUnreachable when none can be had in time, or any more."""
         if self._is_closed:
             raise _closed()
-        connection = self.take()
-        if connection is None:
-            if self._open < self._settings.max_connections:
-                self._open += 1
-                connection = await self._connect()
-            else:
-                connection = await self._wait()
-            self._hand_out(connection)
-        return connection
+        while True:
+            connection = self._take_idle()
+            if connection is None:
+                if self._open < self._settings.max_connections:
+                    self._open += 1
+                    connection = await self._connect()
+                else:
+                    connection = await self._wait()
+            if connection.is_new or not self._settings.test_before_acquire or await self._is_alive(connection):
+                self._hand_out(connection)
+                return connection
 
     def take(self) -> Connection | None:
-        """A connection of one's own if one is idle now."""
-        connection = self._take_idle()
+        """A connection of one's own if one is idle now and need not be tested."""
+        connection = None if self._settings.test_before_acquire else self._take_idle()
         if connection is not None:
             self._hand_out(connection)
         return connection
 
-    def _hand_out(self, connection: Connection) -> None:
-        connection.busy_since_ns = taken_ns = now_ns()
+    async def _is_alive(self, connection: Connection) -> bool:
+        """Whether it answers; one that does not is ended."""
+        self._lend(connection)
+        is_alive = False
+        try:
+            is_alive = await connection.answers()
+        finally:
+            if not is_alive:
+                self.release(connection, is_usable=False)
+        return is_alive
+
+    def _lend(self, connection: Connection) -> None:
+        """From now on it is looked after until it is released."""
+        connection.busy_since_ns = now_ns()
         self._busy.add(connection)
         if self._watch is None:
             self._watch_soon()
+
+    def _hand_out(self, connection: Connection) -> None:
+        self._lend(connection)
+        taken_ns = connection.busy_since_ns
         attempt = current_attempt.get()
         if attempt is not None and not attempt.acquired_ns:
             attempt.acquired_ns = taken_ns
@@ -134,6 +166,7 @@ class Pool:
         """Give it back. Not usable (cut off, closed by the server): it is ended, and a waiter may open a new one."""
         self._busy.discard(connection)
         connection.idle_since_ns = released_ns = now_ns()
+        connection.is_new = False
         if not is_usable or connection.raw.is_closed() or released_ns > connection.expires_ns or self._is_closed:
             connection.raw.terminate()
             self._free_place()
@@ -164,7 +197,7 @@ class Pool:
                 await asyncpg.connect(
                     self._dsn,
                     timeout=self._settings.connect_timeout_s,
-                    statement_cache_size=0,
+                    statement_cache_size=self._statements_kept,
                     server_settings=self._server_settings,
                 ),
                 int(self._settings.max_lifetime_s * NS_PER_S),

@@ -68,6 +68,10 @@ _READ_STREAMS = f"""SELECT nth, {_COLUMNS}
     FROM unnest($1::text[], $2::bigint[]) WITH ORDINALITY AS asked(stream, version_from, nth), LATERAL (
         SELECT * FROM events WHERE stream_id = stream AND version >= version_from - 1 ORDER BY version) AS found
     ORDER BY nth, version"""
+# From the last event where a stream is not as far as that.
+_READ_STREAMS_OR_LAST = _READ_STREAMS.replace(
+    "version_from - 1", "least(version_from - 1, (SELECT max(version) FROM events WHERE stream_id = stream))"
+)
 _READ_ALL = f"""SELECT {_COLUMNS} FROM events
     WHERE position > $1 ORDER BY position LIMIT $2"""
 _READ_ALL_SETTLED = f"""SELECT {_COLUMNS} FROM events
@@ -237,17 +241,23 @@ class Postgres:
         self, streams: Sequence[StreamId], from_versions: Sequence[int] | None = None
     ) -> list[StreamSlice]:
         asked = each_from(streams, from_versions)
+        found = await self._streams(_READ_STREAMS, asked)
+        if any(at > 1 and not events for (_, at), events in zip(asked, found, strict=True)):
+            found = await self._streams(_READ_STREAMS_OR_LAST, asked)  # all of them again, for they are of one instant
+        return [
+            StreamSlice(
+                stream,
+                events[-1].version if events else 0,
+                tuple([e for e in events[:1] if e.version >= at] + events[1:]),
+            )
+            for (stream, at), events in zip(asked, found, strict=True)
+        ]
+
+    async def _streams(self, sql: str, asked: Sequence[tuple[StreamId, int]]) -> list[list[StoredEvent]]:
         found: list[list[StoredEvent]] = [[] for _ in asked]
-        for nth, *row in await self._read(_READ_STREAMS, [stream for stream, _ in asked], [at for _, at in asked]):
+        for nth, *row in await self._read(sql, [stream for stream, _ in asked], [at for _, at in asked]):
             found[nth - 1].append(StoredEvent(*row))
-        slices = []
-        for (stream, from_version), events in zip(asked, found, strict=True):
-            if not events and from_version > 1:  # not as far as that, so nobody can have seen it there
-                slices.append(await self.read_stream(stream, from_version))
-            else:
-                is_before = bool(events) and events[0].version < from_version
-                slices.append(StreamSlice(stream, events[-1].version if events else 0, tuple(events[is_before:])))
-        return slices
+        return found
 
     async def read_all(self, after: Position = 0, limit: int = 1000, where: Filter = EVERYTHING) -> list[StoredEvent]:
         if where == EVERYTHING:

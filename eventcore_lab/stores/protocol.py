@@ -119,7 +119,11 @@ def each_from(streams: Sequence[StreamId], from_versions: Sequence[int] | None) 
 
 
 class PoolSettings(Struct, frozen=True, kw_only=True):
-    """A connection pool, in the words of the chapter's OptimizedPostgresConfig. Times in seconds."""
+    """A connection pool, in the words of the chapter's OptimizedPostgresConfig. Times in seconds.
+
+    `test_before_acquire`: a connection that was used before is asked for a sign of life each time it is handed out. That is
+    what sqlx does unless it is told not to, so that it is part of the chapter's pool though its code does not say so.
+    """
 
     max_connections: int = 20
     min_connections: int = 5
@@ -128,6 +132,7 @@ class PoolSettings(Struct, frozen=True, kw_only=True):
     max_lifetime_s: float = 1800.0
     connect_timeout_s: float = 5.0
     command_timeout_s: float = 30.0
+    test_before_acquire: bool = False
     application_name: str = "eventcore_lab"
 
     def __post_init__(self) -> None:

@@ -9,14 +9,24 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from eventcore_lab.machine import environment
-from tests.bench import commands, load, projections, stores
+from tests.bench import commands, load, pacing, projections, stores
+from tests.bench.figure import Figure
 
 OUT = Path("reports/bench.json")
-FIGURES = (*stores.FIGURES, *commands.FIGURES, *projections.FIGURES, load.load_record, load.load_null, load.lab_ingest)
+FIGURES: tuple[Callable[[], Figure | list[Figure]], ...] = (
+    *stores.FIGURES,
+    *commands.FIGURES,
+    *projections.FIGURES,
+    load.load_record,
+    load.load_null,
+    *pacing.FIGURES,
+    load.lab_ingest,
+)
 
 
 def main(only: str) -> int:
@@ -26,8 +36,10 @@ def main(only: str) -> int:
         return 2
     found = []
     for work in chosen:
-        found.append(work())
-        print(found[-1], flush=True)
+        made = work()
+        for figure in made if isinstance(made, list) else [made]:
+            found.append(figure)
+            print(figure, flush=True)
     OUT.parent.mkdir(exist_ok=True)
     content = {"environment": environment(), "figures": [{**asdict(f), "median": f.median} for f in found]}
     OUT.write_text(json.dumps(content, indent=1) + "\n")

@@ -185,18 +185,23 @@ VALUES ('test-' || :s, 1, gen_random_uuid(), 'TestHappened', '\\x{data}'::bytea,
 
 def _pgbench(server: EmbeddedServer, clients: int) -> float:
     """Transactions per second of the bare INSERT into a table like ours."""
-    assert server.binaries is not None
     asyncio.run(_new_table(server))
+    out = pgbench_insert(server, clients, int(SECONDS))
+    found = re.search(r"tps = ([\d.]+)", out)
+    assert found, out
+    return float(found.group(1))
+
+
+def pgbench_insert(server: EmbeddedServer, clients: int, seconds: int, *more: str) -> str:
+    """What pgbench says after running the bare INSERT."""
+    assert server.binaries is not None
     with tempfile.NamedTemporaryFile("w", suffix=".sql") as script:
         script.write(_INSERT.format(data=DATA.hex()))
         script.flush()
         command = [str(server.binaries.bindir / "pgbench"), "-n", "-M", "prepared", "-c", str(clients), "-j", "2"]
-        command += ["-T", str(int(SECONDS)), "-f", script.name, "-h", server.host, "-p", str(server.port)]
+        command += ["-T", str(seconds), "-f", script.name, "-h", server.host, "-p", str(server.port), *more]
         command += ["-U", server.user, server.database]
-        out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    found = re.search(r"tps = ([\d.]+)", out)
-    assert found, out
-    return float(found.group(1))
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
 async def _new_table(server: EmbeddedServer) -> None:

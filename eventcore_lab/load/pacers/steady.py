@@ -7,17 +7,25 @@ only a number of callers, each of which starts its next operation when its last 
 
 from __future__ import annotations
 
-from typing import Protocol
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
 from eventcore_lab.clock import NS_PER_S
-from eventcore_lab.spec import Registry
+from eventcore_lab.load.chance import mixed
+from eventcore_lab.spec import Registry, unknown
 
 OPERATIONS_MAX = 20_000_000
 """More than this in one schedule is refused: 160 MB of due times."""
+
+THINK_MS_MAX = 60_000
+THINKS = ("constant", "exponential")
+_THINKING = 0x7468696E6B
+"""Keeps the chance of think times apart from that of operations."""
 
 Schedule = NDArray[np.int64]
 
@@ -36,11 +44,39 @@ class Pacer(Protocol):
         ...
 
 
+@runtime_checkable
+class Thinks(Protocol):
+    """A closed pacer whose callers wait between an answer and their next operation."""
+
+    def think_ns(self, seed: int) -> Callable[[int], int] | None: ...
+
+
+@runtime_checkable
+class HasNotes(Protocol):
+    """A pacer or a workload made from something outside: (name, detail) of what the run should tell about that."""
+
+    @property
+    def notes(self) -> Sequence[tuple[str, str]]: ...
+
+
 pacers: Registry[Pacer] = Registry("pacer")
 
 
 class Saturate(Struct, frozen=True):
+    """`think_s`: how long a caller waits after an answer, on average; `think` says how that spreads."""
+
     callers: int
+    think_s: float = 0.0
+    think: str = "constant"
+
+    def think_ns(self, seed: int) -> Callable[[int], int] | None:
+        """How long is waited after operation k: a pure function of the seed and k; None for not at all."""
+        mean_ns = self.think_s * NS_PER_S
+        if not mean_ns:
+            return None
+        if self.think == "constant":
+            return lambda _: int(mean_ns)
+        return lambda k: int(-math.log1p(-mixed(seed ^ _THINKING, k) / 2**64) * mean_ns)
 
     def expected(self, duration_ns: int) -> float:
         return 0.0
@@ -96,11 +132,15 @@ class Gamma(_Steady, frozen=True, kw_only=True):
 
 
 @pacers.register("saturate")
-def saturate(*, concurrency: int = 10) -> Saturate:
-    """Closed loop: so many callers, each starting again as soon as it is answered. Finds the capacity."""
+def saturate(*, concurrency: int = 10, think_ms: float = 0.0, think: str = "constant") -> Saturate:
+    """Closed loop: so many callers, each starting again when it is answered, after think_ms (constant or exponential)."""
     if not 1 <= concurrency <= 10_000:
         raise ValueError(f"concurrency must be 1 to 10000, not {concurrency}")
-    return Saturate(concurrency)
+    if not 0 <= think_ms <= THINK_MS_MAX:
+        raise ValueError(f"think_ms must be 0 to {THINK_MS_MAX}, not {think_ms:g}")
+    if think not in THINKS:
+        raise unknown("kind of think time", think, THINKS)
+    return Saturate(concurrency, think_ms / 1000, think)
 
 
 @pacers.register("constant")

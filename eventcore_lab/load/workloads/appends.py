@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from msgspec import Struct
+
 from eventcore_lab.commands import Executor
-from eventcore_lab.events import NewEvent, StreamId, StreamWrite
-from eventcore_lab.load.workloads.workload import EVENTS_PER_APPEND_MAX, Performer, Plain, mixed, workloads
+from eventcore_lab.events import NewEvent, StreamId, StreamWrite, VersionConflict
+from eventcore_lab.load.workloads.payloads import PAYLOAD_BYTES_MAX, Numbered, check_bytes
+from eventcore_lab.load.workloads.picks import Pick, picking
+from eventcore_lab.load.workloads.sizes import Sizes, lengths_of, sizes_of
+from eventcore_lab.load.workloads.workload import EVENTS_PER_APPEND_MAX, Performer, Plain, mixed, within, workloads
 from eventcore_lab.stores.protocol import Store
 
 STREAMS_PER_APPEND_MAX = 500
+FIRST_BYTES = 200
+"""The payload of an event that is there at first, whatever those of the operations have: thousands are held at once."""
+_CHUNK = 1000
+_STALE, _FIRST = -3, -4
+"""Numbers that no operation has, as sizes._LENGTHS."""
 
 
 class WriteEvents(Plain):
     """The chapter's `event_store` benchmark: one append of `batch` events over `streams` streams nobody has written."""
 
-    def __init__(self, seed: int, batch: int, streams: int, payload_bytes: int) -> None:
+    def __init__(self, seed: int, batch: int, streams: int, sizes: Sizes) -> None:
         self._seed, self._batch, self._streams = seed, batch, streams
-        self._padding = b"x" * max(0, payload_bytes - len('{"test":1234567,"pad":""}'))
+        self._events = Numbered(seed, sizes)
 
     def prepare(self, k: int) -> Sequence[StreamWrite]:
-        events = [
-            NewEvent("TestHappened", b'{"test":%d,"pad":"%b"}' % (i, self._padding))
-            for i in range(k * self._batch, (k + 1) * self._batch)
-        ]
+        streams, first = self._streams, k * self._batch
+        events = self._events(first, first + self._batch)
         name = f"test-{mixed(self._seed, k):016x}"
-        return [
-            StreamWrite(StreamId(f"{name}-{s}"), 0, tuple(events[s :: self._streams])) for s in range(self._streams)
-        ]
+        if streams == 1:
+            return [StreamWrite(StreamId(f"{name}-0"), 0, tuple(events))]
+        return [StreamWrite(StreamId(f"{name}-{s}"), 0, tuple(events[s::streams])) for s in range(streams)]
 
     def start(self, store: Store, executor: Executor) -> Performer:
         batch = self._batch
@@ -40,13 +48,105 @@ class WriteEvents(Plain):
         return perform
 
 
+class Append(Struct, frozen=True):
+    """An operation: `events` for stream `n`. `is_stale`: expected one version behind the last that is known."""
+
+    n: int
+    stream: StreamId
+    is_stale: bool
+    events: tuple[NewEvent, ...]
+
+
+class Appends(Plain):
+    """Appends to streams that are there, each expected where this process last knew its stream.
+
+    What is known of a stream is its length at first, then the highest version that an acknowledged append or a conflict
+    has told; a conflict that tells of fewer events than were expected (the store lost some) is believed, too. An unknown
+    outcome tells nothing. It is looked up when the operation begins, not when it is prepared.
+
+    So an operation conflicts if it is stale, or if its stream went on since this process was last told: of two under way
+    in one process on one stream, the second; after an append of another process, the next one, which learns of it by
+    that (with two processes alike, a third of all: the number of workers is part of the contention). One caller alone has
+    exactly the conflicts that are stale. A conflict is the outcome of its operation, and nobody tries again.
+    """
+
+    def __init__(
+        self, seed: int, streams: int, batch: int, pick: Pick, length: Callable[[int], int], sizes: Sizes, stale: float
+    ) -> None:
+        self._seed, self._streams, self._batch = seed, streams, batch
+        self._pick, self._length, self._events = pick, length, Numbered(seed, sizes)
+        self._stale, self._stale_below = mixed(seed, _STALE), int(stale * 2**64)
+
+    def _stream(self, n: int) -> StreamId:
+        return StreamId(f"append-{mixed(self._seed, n):016x}")
+
+    def populate(self) -> Iterator[Sequence[StreamWrite]]:
+        first = Numbered(mixed(self._seed, _FIRST), sizes_of("constant", FIRST_BYTES, FIRST_BYTES))
+        for n in range(self._streams):
+            stream, length = self._stream(n), self._length(n)
+            for version in range(0, length, _CHUNK):
+                events = first(version, min(length, version + _CHUNK))
+                yield [StreamWrite(stream, version, tuple(events))]
+
+    def prepare(self, k: int) -> Append:
+        n = self._pick(k, mixed(self._seed, k))
+        is_stale = self._stale_below > 0 and mixed(self._stale, k) < self._stale_below
+        first = k * self._batch
+        return Append(n, self._stream(n), is_stale, tuple(self._events(first, first + self._batch)))
+
+    def start(self, store: Store, executor: Executor) -> Performer:
+        append, batch = store.append, self._batch
+        known = [self._length(n) for n in range(self._streams)]
+
+        async def perform(prepared: Any) -> int:
+            n = prepared.n
+            expected = max(0, known[n] - prepared.is_stale)  # below 0 is no version
+            try:
+                result = await append([StreamWrite(prepared.stream, expected, prepared.events)])
+            except VersionConflict as conflict:
+                actual = conflict.actual
+                known[n] = actual if actual < expected else max(known[n], actual)
+                raise
+            known[n] = max(known[n], result.versions[0])
+            return batch
+
+        return perform
+
+
 @workloads.register("write_events")
-def write_events(*, batch: int = 1, streams: int = 1, payload_bytes: int = 200, seed: int) -> WriteEvents:
+def write_events(
+    *, batch: int = 1, streams: int = 1, payload_bytes: int = 200, sizes: str = "constant", seed: int
+) -> WriteEvents:
     """The chapter's event_store benchmark: appends of `batch` events over `streams` new streams each."""
-    if not 1 <= batch <= EVENTS_PER_APPEND_MAX:
-        raise ValueError(f"batch must be 1 to {EVENTS_PER_APPEND_MAX} events, not {batch}")
-    if not 1 <= streams <= min(batch, STREAMS_PER_APPEND_MAX):
-        raise ValueError(f"streams must be 1 to {min(batch, STREAMS_PER_APPEND_MAX)} for batch={batch}, not {streams}")
-    if not 1 <= payload_bytes <= 1_000_000:
-        raise ValueError(f"payload_bytes must be 1 to 1000000, not {payload_bytes}")
-    return WriteEvents(seed, batch, streams, payload_bytes)
+    within("batch", batch, 1, EVENTS_PER_APPEND_MAX, " events")
+    within("streams", streams, 1, min(batch, STREAMS_PER_APPEND_MAX), f" for batch={batch}")
+    return WriteEvents(seed, batch, streams, _payloads(batch, payload_bytes, sizes))
+
+
+@workloads.register("append")
+def append(
+    *,
+    streams: int = 1000,
+    batch: int = 1,
+    pick: str = "uniform",
+    theta: float = 0.99,
+    events: int = 1,
+    lengths: str = "constant",
+    payload_bytes: int = 200,
+    sizes: str = "constant",
+    stale: float = 0.0,
+    seed: int,
+) -> Appends:
+    """Appends to one of `streams` streams of `events` events at first; the share `stale` expects a version too old."""
+    within("batch", batch, 1, EVENTS_PER_APPEND_MAX, " events")
+    within("stale", stale, 0, 1)
+    length = lengths_of(lengths, seed, streams, events, "streams")
+    drawn = _payloads(batch, payload_bytes, sizes)
+    return Appends(seed, streams, batch, picking(streams, pick, theta), length, drawn, stale)
+
+
+def _payloads(batch: int, payload_bytes: int, sizes: str) -> Sizes:
+    within("payload_bytes", payload_bytes, 1, PAYLOAD_BYTES_MAX)
+    drawn = sizes_of(sizes, payload_bytes, PAYLOAD_BYTES_MAX)
+    check_bytes(batch, drawn)
+    return drawn

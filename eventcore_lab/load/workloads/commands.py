@@ -20,12 +20,10 @@ from eventcore_lab.commands.inventory import received, stock_stream
 from eventcore_lab.commands.users import User, user_stream
 from eventcore_lab.events import NewEvent, StreamId, StreamWrite
 from eventcore_lab.load.workloads.picks import Pick, picking
+from eventcore_lab.load.workloads.sizes import EVENTS_MAX, STREAMS_MAX, lengths_of
 from eventcore_lab.load.workloads.workload import Performer, Plain, mixed, within, workloads
 from eventcore_lab.stores.protocol import Store
 
-STREAMS_MAX = 1_000_000
-EVENTS_MAX = 100_000
-POPULATED_MAX = 5_000_000
 OPENING_CENTS = 1_000_000_000
 STOCK = 1_000_000_000
 _CHUNK = 1000
@@ -108,14 +106,20 @@ class Registrations:
 
 
 class _Known:
-    """Users who are registered already, each with a stream of `events` events."""
+    """Users who are registered already, each with a stream of `events` events, or so many on average if `lengths` says so."""
 
-    def __init__(self, seed: int, users: int, events: int, option: str = "users", picked: Picked = _EVENLY) -> None:
+    def __init__(
+        self,
+        seed: int,
+        users: int,
+        events: int,
+        option: str = "users",
+        picked: Picked = _EVENLY,
+        lengths: str = "constant",
+    ) -> None:
         """`option`: what the workload calls the number of users."""
-        within(option, users, 1, STREAMS_MAX)
-        within("events", events, 1, EVENTS_MAX)
-        within(f"{option} × events", users * events, 1, POPULATED_MAX)
-        self._seed, self._users, self._events = seed, users, events
+        self._length = lengths_of(lengths, seed, users, events, option)
+        self._seed, self._users = seed, users
         self._pick = picked.among(users)
 
     def name(self, n: int) -> str:
@@ -123,13 +127,13 @@ class _Known:
 
     def populate(self) -> Iterator[Sequence[StreamWrite]]:
         for n in range(self._users):
-            user = self.name(n)
+            user, length = self.name(n), self._length(n)
             stream = user_stream(user)
             registers = CreateUser(user, f"{user}@example.com", "User", "Known")
             first = [event for _, event in registers.decide({stream: None})]
-            yield [StreamWrite(stream, 0, tuple(first + self._updates(user, 1, min(self._events, _CHUNK))))]
-            for version in range(_CHUNK, self._events, _CHUNK):
-                events = self._updates(user, version, min(self._events, version + _CHUNK))
+            yield [StreamWrite(stream, 0, tuple(first + self._updates(user, 1, min(length, _CHUNK))))]
+            for version in range(_CHUNK, length, _CHUNK):
+                events = self._updates(user, version, min(length, version + _CHUNK))
                 yield [StreamWrite(stream, version, tuple(events))]
 
     def _updates(self, user: str, first: int, end: int) -> list[NewEvent]:
@@ -208,10 +212,16 @@ def create_user(*, seed: int) -> Mixture:
 
 @workloads.register("update_profile")
 def update_profile(
-    *, users: int = 1000, events: int = 1, pick: str = "uniform", theta: float = 0.99, seed: int
+    *,
+    users: int = 1000,
+    events: int = 1,
+    lengths: str = "constant",
+    pick: str = "uniform",
+    theta: float = 0.99,
+    seed: int,
 ) -> Mixture:
     """UpdateProfile for one of `users` users, whose streams have `events` events at first."""
-    return Mixture(seed, [(1, Updates(seed, users, events, picked=Picked(pick, theta)))])
+    return Mixture(seed, [(1, Updates(seed, users, events, picked=Picked(pick, theta), lengths=lengths))])
 
 
 @workloads.register("users")
@@ -219,6 +229,7 @@ def users(
     *,
     users: int = 1000,
     events: int = 1,
+    lengths: str = "constant",
     update: float = 0.8,
     pick: str = "uniform",
     theta: float = 0.99,
@@ -226,17 +237,23 @@ def users(
 ) -> Mixture:
     """Registrations of new users and, in the share `update`, changes of the profiles of `users` known ones."""
     within("update", update, 0, 1)
-    updates = Updates(seed, users, events, picked=Picked(pick, theta))
+    updates = Updates(seed, users, events, picked=Picked(pick, theta), lengths=lengths)
     return Mixture(seed, [(1 - update, Registrations()), (update, updates)])
 
 
 @workloads.register("long_streams")
 def long_streams(
-    *, streams: int = 10, events: int = 1000, pick: str = "uniform", theta: float = 0.99, seed: int
+    *,
+    streams: int = 10,
+    events: int = 1000,
+    lengths: str = "constant",
+    pick: str = "uniform",
+    theta: float = 0.99,
+    seed: int,
 ) -> Mixture:
-    """UpdateProfile on a few streams that have many events at first, 10 to 100,000 each."""
+    """UpdateProfile on a few streams that have many events at first, 10 to 100,000 each on average."""
     within("events", events, 10, EVENTS_MAX)
-    return Mixture(seed, [(1, Updates(seed, streams, events, "streams", Picked(pick, theta)))])
+    return Mixture(seed, [(1, Updates(seed, streams, events, "streams", Picked(pick, theta), lengths))])
 
 
 @workloads.register("transfer")
@@ -258,6 +275,7 @@ def read_mostly(
     *,
     users: int = 1000,
     events: int = 10,
+    lengths: str = "constant",
     reads: float = 0.95,
     pick: str = "uniform",
     theta: float = 0.99,
@@ -266,7 +284,8 @@ def read_mostly(
     """Reads of whole streams of `events` events in the share `reads`, profile updates of the same users in the rest."""
     within("reads", reads, 0, 1)
     picked = Picked(pick, theta)
-    looks, updates = Looks(seed, users, events, picked=picked), Updates(seed, users, events, picked=picked)
+    looks = Looks(seed, users, events, picked=picked, lengths=lengths)
+    updates = Updates(seed, users, events, picked=picked, lengths=lengths)
     return Mixture(seed, [(reads, looks), (1 - reads, updates)])
 
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from eventcore_lab.commands import CommandRejected, Executor
 from eventcore_lab.events import StreamWrite
+from eventcore_lab.load.chance import mixed as mixed
 from eventcore_lab.spec import Registry
 from eventcore_lab.stores.protocol import Store
 
@@ -41,14 +42,6 @@ workloads: Registry[Workload] = Registry("workload")
 
 REJECTED = CommandRejected
 """What an operation raises when a business rule, not the store, refused it."""
-
-
-def mixed(seed: int, k: int) -> int:
-    """64 well-mixed bits from (seed, k): the finaliser of SplitMix64 (Steele, Lea, Flood, 2014)."""
-    z = (seed * 0x9E3779B97F4A7C15 + (k + 1) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-    return z ^ (z >> 31)
 
 
 def within(name: str, value: float, least: float, most: float, of: str = "") -> None:

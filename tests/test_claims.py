@@ -1,0 +1,206 @@
+"""Arms, ratios and claims: what is compared is told apart by what it was made with, and a claim says only what its interval
+says."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eventcore_lab.lab import claims, views
+from eventcore_lab.lab.arms import Arm, arms, ratio, value_of
+from eventcore_lab.lab.database import Lab
+from eventcore_lab.lab.measures import UNITS, Figure, Run
+from eventcore_lab.lab.stats import Estimate
+from eventcore_lab.lab.targets import Targets, judge
+from eventcore_lab.spec import UsageError
+from eventcore_lab.workbench import conclude
+from tests.test_lab import MS, sample, spooled
+
+
+class Fake:
+    """A run with one figure, as far as comparing asks."""
+
+    def __init__(self, value: float, half: float = math.nan, **row: Any) -> None:
+        self.row = {"store": "memory", **row}
+        self.run_id = "fake"
+        self._figure = Figure("p50", Estimate(value, value - half, value + half, 100), "fake")
+
+    def figure(self, _: str) -> Figure:
+        return self._figure
+
+
+def fakes(*values: float, half: float = math.nan) -> Any:
+    return [Fake(value, half) for value in values]
+
+
+# what tells runs apart
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "value"),
+    [
+        ({"connections": 20}, "connections", 20),
+        ({"workload": "write_events:batch=100"}, "batch", 100),
+        ({"pacer": "poisson:rate=2.5"}, "rate", 2.5),
+        ({"executor": "parallel(cached(direct):size=7):limit=3"}, "size", 7),
+        ({"workload": "users:pick=zipf"}, "pick", "zipf"),
+        ({"executor": "direct"}, "executor", "direct"),
+    ],
+)
+def test_a_run_is_known_by_its_columns_and_by_the_options_of_its_specs(
+    row: dict[str, Any], name: str, value: Any
+) -> None:
+    found: Any = Fake(1.0, **row)
+    assert value_of(found, name) == value
+
+
+def test_what_a_run_does_not_have_is_refused_or_has_its_default() -> None:
+    found: Any = Fake(1.0)
+    assert value_of(found, "batch", 1) == 1
+    with pytest.raises(UsageError, match="'batch' is neither a column of runs nor an option"):
+        value_of(found, "batch")
+
+
+def test_arms_are_in_order_and_keep_their_trials_together() -> None:
+    runs: Any = [Fake(v, connections=n) for n, v in [(100, 1.0), (5, 2.0), (20, 3.0), (5, 4.0)]]
+    assert [(arm.value, len(arm.runs)) for arm in arms(runs, "connections")] == [(5, 2), (20, 1), (100, 1)]
+    words: Any = [Fake(1.0, executor=name) for name in ("direct", "cached(direct)", "direct")]
+    assert [arm.value for arm in arms(words, "executor")] == ["direct", "cached(direct)"]
+
+
+def test_trials_have_the_interval_of_their_spread_and_few_that_of_the_runs() -> None:
+    three = Arm("a", tuple(fakes(10, 11, 12, half=100))).estimate("p50")
+    assert (three.value, three.low) == (11, pytest.approx(11 - 4.3027 / math.sqrt(3), rel=1e-4))
+    two = Arm("a", tuple(fakes(10, 12, half=1))).estimate("p50")
+    assert (two.value, two.low, two.high) == (11, 9, 13)
+
+
+# ratios
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 1e6), st.floats(0.1, 1e6)), min_size=3, max_size=9))
+def test_a_ratio_lies_in_its_interval_and_turns_round(pairs: list[tuple[float, float]]) -> None:
+    of, to = (fakes(*column) for column in zip(*pairs, strict=True))
+    there, back = ratio(of, to, "p50"), ratio(to, of, "p50")
+    assert there.low <= there.value * (1 + 1e-9) and there.value <= there.high * (1 + 1e-9)
+    assert there.value * back.value == pytest.approx(1)
+    assert there.low * back.high == pytest.approx(1)
+
+
+def test_what_falls_on_both_of_a_pair_does_not_widen_its_ratio() -> None:
+    of, to = fakes(20, 2, 200), fakes(10, 1, 100)
+    found = ratio(of, to, "p50")
+    assert (found.low, found.high) == (pytest.approx(2), pytest.approx(2))
+
+
+def test_the_ratio_of_single_runs_has_both_their_widths() -> None:
+    found = ratio(fakes(20, half=0.6), fakes(10, half=0.4), "p50")
+    half = math.sqrt(0.03**2 + 0.04**2)
+    assert (found.low, found.high) == (pytest.approx(2 * math.exp(-half)), pytest.approx(2 * math.exp(half)))
+    assert not ratio(fakes(20), fakes(10), "p50").has_interval
+
+
+@pytest.mark.parametrize("values", [(0.0, 1.0), (math.nan, 1.0), (math.inf, 1.0), (1.0, 0.0)])
+def test_there_is_no_ratio_of_what_was_not_measured(values: tuple[float, float]) -> None:
+    assert math.isnan(ratio(fakes(values[0]), fakes(values[1]), "p50").value)
+
+
+# claims
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "bound", "status"),
+    [
+        (2.0, 3.0, {"at_least": 1.5}, "held"),
+        (1.0, 3.0, {"at_least": 1.5}, "not settled"),
+        (1.0, 1.4, {"at_least": 1.5}, "not held"),
+        (1.0, 1.4, {"at_most": 1.5}, "held"),
+        (1.0, 1.6, {"at_most": 1.5}, "not settled"),
+        (1.6, 1.7, {"at_most": 1.5}, "not held"),
+        (math.nan, math.nan, {"at_least": 1.5}, "held"),
+    ],
+)
+def test_a_claim_is_held_when_its_whole_interval_is(
+    low: float, high: float, bound: dict[str, float], status: str
+) -> None:
+    middle = 2.5 if math.isnan(low) else (low + high) / 2
+    found = claims.settled("pooling", "it is so", Estimate(middle, low, high, 9), "times", "", "r", **bound)
+    assert found.status == status
+
+
+def test_a_claim_about_nothing_is_not_settled() -> None:
+    found = claims.claim("pooling", "it is so", fakes(math.nan), fakes(1.0), "p50", at_least=1)
+    assert found.status == "not settled"
+
+
+def test_a_claim_that_cannot_be_is_refused() -> None:
+    with pytest.raises(UsageError, match="unknown topic 'poling'.*did you mean pooling"):
+        claims.claim("poling", "x", fakes(1), fakes(1), "p50", at_least=1)
+    with pytest.raises(UsageError, match="at_least or at_most"):
+        claims.claim("pooling", "x", fakes(1), fakes(1), "p50")
+
+
+def two_runs(lab: Lab) -> list[Run]:
+    for name, ms in (("fast", 1), ("slow", 3)):
+        lab.ingest(
+            spooled(lab, name, [sample(k, k * MS, (k + ms) * MS) for k in range(990)], store="memory", pacer="saturate")
+        )
+    return [Run(lab, "fast"), Run(lab, "slow")]
+
+
+def test_a_claim_that_is_not_held_is_a_finding_and_no_failure(lab: Lab) -> None:
+    fast, slow = two_runs(lab)
+    held = claims.claim("caching", "slow is slower", slow, fast, "p50", at_least=2.5)
+    not_held = claims.claim("caching", "slow is ten times slower", slow, fast, "p50", at_least=10)
+    verdict = claims.concluded("does it pay?", [held, not_held], [fast, slow])
+    assert [j.status for j in verdict.claims] == ["held", "not held"]
+    assert verdict.status == judge(Targets.of(), fast, slow).status
+    assert verdict.answer.startswith("Yes: slow is slower (3.00 times") and "No: slow is ten times" in verdict.answer
+    assert "✗ not held" in str(verdict) and "class='not-held'" in verdict._repr_html_()
+
+
+def test_claims_are_kept_in_the_lab_under_their_topic(lab: Lab) -> None:
+    fast, slow = two_runs(lab)
+    verdict = claims.concluded(
+        "t", [claims.claim("caching", "slow is slower", slow, fast, "p50", at_least=2)], [fast, slow]
+    )
+    for _ in range(2):
+        conclude(verdict, lab)
+    rows = lab.sql("SELECT topic, name, status, run_id FROM verdicts WHERE kind = 'claim'").rows()
+    assert rows == [("caching", "t: slow is slower", "held", "slow")]
+
+
+# pictures
+
+
+@pytest.mark.parametrize("figure", sorted(UNITS))
+def test_every_figure_can_be_drawn_along_beside_and_over(lab: Lab, figure: str) -> None:
+    for n, batch in enumerate((1, 10, 100)):
+        for m, store in enumerate(("memory", "$a_b^c$ <i>")):
+            rows = [sample(k, k * MS, (k + n + m) * MS + 1, events=batch) for k in range(300)]
+            workload, column = f"write_events:batch={batch}", {"store": store, "connections": 5 * batch}
+            lab.ingest(spooled(lab, f"r{n}{m}", rows, workload=workload, pacer="saturate", executor="direct", **column))
+    runs = [Run(lab, f"r{n}{m}") for n in range(3) for m in range(2)]
+    pictures = [
+        views.along(runs, "connections", figure, "store", Targets.production()),
+        views.side_by_side(runs, "store", figure, Targets.production()),
+        views.over_two(runs, "connections", "store", figure),
+        views.where_time_goes(runs, "connections"),
+        views.along([], "connections", figure),
+        views.where_time_goes([], "connections"),
+    ]
+    for picture in pictures:
+        data, _ = picture._repr_mimebundle_()
+        assert data["image/png"].startswith(b"\x89PNG")
+
+
+def test_the_parts_of_an_operation_are_all_its_time(lab: Lab) -> None:
+    # due, offered, began, acquired, ended, back-off
+    row = [1, 0, 0, 2 * MS, 5 * MS, 15 * MS, 4 * MS, sample(1, 0, 1)[-1]]
+    lab.ingest(spooled(lab, "r1", [row]))
+    parts = views.parts_ms([Run(lab, "r1")])
+    assert list(parts.values()) == [2, 3, 6, 4] and sum(parts.values()) == 15
