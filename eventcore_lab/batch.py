@@ -293,8 +293,9 @@ def describe(lab: Lab, run_id: str, targets: str) -> tuple[str, ExitCode]:
     return f"{facts}\n\n{verdict}\n\n{marks}", verdict.exit_code
 
 
-def repeat(lab: Lab, run_id: str) -> str:
-    """Run a stored experiment again; what it came to now and then, and what is not the same about the machine, in text."""
+def repeat(lab: Lab, run_id: str) -> tuple[str, ExitCode]:
+    """Run a stored experiment again; what it came to now and then, and what is not the same about the machine, in text.
+    The exit code says whether the new run violated an invariant."""
     before, after = rerun(run_id, lab)
     rows = [("figure", "then", "now", "ratio")]
     for name, figure in after.figures.items():
@@ -307,13 +308,16 @@ def repeat(lab: Lab, run_id: str) -> str:
     told = [("differs", "then", "now"), *changed] if changed else []
     heads = [f"{r.run_id}  {summary_line(r)}" for r in (before, after)]
     same = "" if changed else "\nThe environment is the same."
-    return "\n".join([*heads, "", _aligned(rows), "", _aligned(told)]).rstrip() + same
+    is_violated = "violated" in set(after.invariants["status"])
+    text = "\n".join([*heads, "", _aligned(rows), "", _aligned(told)]).rstrip() + same
+    return text, ExitCode.VIOLATED if is_violated else ExitCode.PASS
 
 
 def _interval(e: Estimate) -> str:
     if math.isinf(e.value):
         return "never ended"
-    return f"{e.value:,.3g} [{e.low:,.3g} – {e.high:,.3g}]" if e.has_interval else f"{e.value:,.3g}"
+    value = _digits(e.value)
+    return f"{value} [{_digits(e.low)} – {_digits(e.high)}]" if e.has_interval else value
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

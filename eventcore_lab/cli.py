@@ -126,7 +126,9 @@ def rerun(
     from eventcore_lab.batch import repeat
     from eventcore_lab.lab.database import Lab
 
-    print(repeat(Lab(lab), run_id))
+    text, code = repeat(Lab(lab), run_id)
+    print(text)
+    raise typer.Exit(int(code))
 
 
 @app.command()

@@ -15,7 +15,8 @@ import selectors
 import struct
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -189,11 +190,71 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
         return self._clock.now_ns() / NS_PER_S
 
 
-def other_clocks_ns() -> tuple[int, int]:
-    """What two clocks say that may go otherwise than `now_ns`: the wall's, which can be set, and the one since boot, which
-    goes on while the machine is suspended (Linux; elsewhere the monotonic clock again). ns."""
-    since_boot = time.clock_gettime_ns(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else now_ns()
-    return time.time_ns(), since_boot
+_AT_ONCE_NS, _LOOKS_MAX = 1_000_000, 5
+
+
+def three_clocks_ns() -> tuple[int, int, int]:
+    """What three clocks say at one moment, ns: the monotonic one, the wall's, which can be set, and the one since boot, which
+    goes on while the machine is suspended (Linux; elsewhere the monotonic clock again)."""
+    for _ in range(_LOOKS_MAX):
+        before = now_ns()
+        wall = time.time_ns()
+        since_boot = time.clock_gettime_ns(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else now_ns()
+        if now_ns() - before < _AT_ONCE_NS:  # else somebody else had the processor in between
+            break
+    return before, wall, since_boot
+
+
+class Clocks:
+    """Compares three clocks (see `three_clocks_ns`) with what they said at the last look."""
+
+    INTERVAL_S = 0.25
+    STEP_NS = 10_000_000
+    """A clock that is only corrected gains or loses at most 500 ppm (adjtime(3)): an eighth of a ms in INTERVAL_S."""
+    STILL_NS = 1_000_000_000
+
+    def __init__(self, monotonic: int, wall: int, since_boot: int) -> None:
+        self._last = monotonic, wall, since_boot
+
+    def look(self, monotonic: int, wall: int, since_boot: int) -> list[tuple[str, float]]:
+        """What happened to them since the last look, INTERVAL_S ago, and for how many seconds: `suspended`, `set` (by), or
+        `still`, when nobody looked for long."""
+        passed, by_wall, by_boot = (
+            now - then for now, then in zip((monotonic, wall, since_boot), self._last, strict=True)
+        )
+        self._last = monotonic, wall, since_boot
+        found = []
+        if (slept := by_boot - passed) > self.STEP_NS:
+            found.append(("suspended", slept / NS_PER_S))
+        if abs(step := by_wall - by_boot) > self.STEP_NS:
+            found.append(("set", step / NS_PER_S))
+        if passed > self.INTERVAL_S * NS_PER_S + self.STILL_NS:
+            found.append(("still", passed / NS_PER_S - self.INTERVAL_S))
+        return found
+
+
+@asynccontextmanager
+async def watched_clocks(tell: Callable[[str, float], None]) -> AsyncIterator[None]:
+    """Look at the clocks until the end of the block, and `tell` what happened to them (see `Clocks.look`)."""
+    clocks = Clocks(*three_clocks_ns())
+
+    def look() -> None:
+        for name, seconds in clocks.look(*three_clocks_ns()):
+            tell(name, seconds)
+
+    async def watch() -> None:
+        while True:
+            await sleep_s(Clocks.INTERVAL_S)
+            look()
+
+    task = asyncio.ensure_future(watch())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        look()
 
 
 async def sleep_s(seconds: float) -> None:

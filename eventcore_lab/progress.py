@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -62,9 +63,11 @@ class Tally:
         self.unwell += int(np.isin(outcomes, (Outcome.FAILED, Outcome.UNKNOWN, Outcome.DROPPED)).sum())
         if looked_ns - before_ns > NS_PER_S // 20:
             self.rate = len(rows) * NS_PER_S / (looked_ns - before_ns)
+        if len(self.looks) >= LOOKS_MAX:
+            return
         self._unlooked.append(rows)
         last_s = self.looks[-1].t_s if self.looks else 0.0
-        if self.elapsed_s - last_s >= self._look_s and len(self.looks) < LOOKS_MAX:
+        if self.elapsed_s - last_s >= self._look_s:
             self.looks.append(_look(np.concatenate(self._unlooked), self.elapsed_s, self.elapsed_s - last_s))
             self._unlooked.clear()
 
@@ -94,6 +97,28 @@ class Quiet:
     def phase(self, title: str, text: str) -> None: ...
     def update(self, title: str, tally: Tally) -> None: ...
     def ended(self, status: str, reason: str) -> None: ...
+
+
+class Guarded:
+    """A Progress around one whose output may go away, as `head` does: then nothing more is said, and the run goes on."""
+
+    def __init__(self, inner: Progress) -> None:
+        self._inner: Progress = inner
+
+    def phase(self, title: str, text: str) -> None:
+        self._told(lambda: self._inner.phase(title, text))
+
+    def update(self, title: str, tally: Tally) -> None:
+        self._told(lambda: self._inner.update(title, tally))
+
+    def ended(self, status: str, reason: str) -> None:
+        self._told(lambda: self._inner.ended(status, reason))
+
+    def _told(self, say: Callable[[], None]) -> None:
+        try:
+            say()
+        except (OSError, ValueError):  # a pipe that was closed, a file that was
+            self._inner = Quiet()
 
 
 class Lines:

@@ -8,6 +8,7 @@ be computed from these facts (latency, service time, queueing, pool wait) is not
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextvars import ContextVar
 from enum import IntEnum
 from pathlib import Path
@@ -307,7 +308,7 @@ joint_reads   the versions of streams that were read at one instant, by a worker
 prefixes      a digest over the first `events` events, up to `position`, taken at some time; for each `position` at least twice
 counts        numbers of the run, added up over its workers: `offered` operations, `positions drawn` by the store's sequence,
               `server crashes`, `reads left out` of the evidence, NOT_COMPARED read models; IN_SYSTEM, the number of
-              operations under way, summed up over time by the load itself
+              operations under way, summed up over time by the load itself; NOT_SETTLED and CLOCK_DOUBT
 executed      what commands were told: for each of its streams a row with the version it has afterwards, and for each of its
               events a row with the id and no stream
 projected     one row per row of a read model, or of what the events fold into without one: digests over what the read model has
@@ -318,11 +319,23 @@ projected     one row per row of a read model, or of what the events fold into w
 SUSPENDED = "the machine was suspended"
 WALL_CLOCK_SET = "the wall clock was set"
 STOOD_STILL = "the measuring process stood still"
+LOADER_STOOD_STILL = "a load process stood still"
 """Marks of what no store can be blamed for; their detail says for how long or by how much."""
+
+CLOCK_MARKS: dict[str, Callable[[float], tuple[str, str]]] = {
+    "suspended": lambda seconds: (SUSPENDED, f"for {seconds:.3f} s"),
+    "set": lambda seconds: (WALL_CLOCK_SET, f"by {seconds:+.3f} s"),
+    "still": lambda seconds: (STOOD_STILL, f"for {seconds:.3f} s"),
+}
+"""What `clock.Clocks` finds → the name and the detail of its mark."""
 
 IN_SYSTEM = "operations in the system × ns"
 NOT_COMPARED = "not compared"
 """Counted: read models that had not caught up with the store when their time was over."""
+NOT_SETTLED = "not settled within ms"
+"""Counted: how long it was waited in vain for the store to let readers go as far as what was acknowledged."""
+CLOCK_DOUBT = "clock doubt ns of worker "
+"""Counted, with the worker's number behind it: how far its times can be off those of others, if it had another clock."""
 
 
 class Attempt:

@@ -22,6 +22,7 @@ from eventcore_lab.lab.database import Lab
 from eventcore_lab.lab.measures import Run
 from eventcore_lab.lab.targets import Verdict
 from eventcore_lab.progress import Lines, Progress, chosen
+from eventcore_lab.spec import UsageError
 
 REPORT_VARIABLE = "EVENTCORE_LAB_REPORT"
 """Names the folder of the report this process is making; `conclude` leaves its verdict there."""
@@ -65,18 +66,29 @@ def _chosen() -> Progress:
     return found
 
 
-def rerun(run_id: str, lab: Lab | None = None, progress: Progress | None = None) -> tuple[Run, Run]:
+def rerun(
+    run_id: str, lab: Lab | None = None, progress: Progress | None = None, executor: Executor | None = None
+) -> tuple[Run, Run]:
     """Measure the experiment of a stored run again, with every parameter it was run with; the stored run and the new one.
-    `differences` says what was not the same. Raises UnknownRun, and what `run` raises."""
+    `differences` says what was not the same. A run on an executor of one's own needs such an `executor` again. Raises
+    UnknownRun, UsageError, and what `run` raises."""
     lab = lab or Lab()
     before = Run(lab, run_id)
     known = {name: before.row[name] for name in Experiment.__struct_fields__ if before.row.get(name) is not None}
-    return before, run(Experiment(**known), lab, progress)
+    cluster = known.get("cluster", "")
+    if cluster and ":" not in cluster:
+        if executor is None:
+            raise UsageError(f"{before.run_id} ran on an executor of one's own ({cluster}): rerun(run_id, executor=…)")
+        del known["cluster"]
+    return before, run(Experiment(**known), lab, progress, executor)
 
 
 def differences(before: Run, after: Run) -> list[tuple[str, str, str]]:
     """(name, before, after) of everything in the environments of two runs that differs, what was read from files included."""
-    facts = [{**r.lab.environment(r.run_id), **_read_from_files(r)} for r in (before, after)]
+    facts = [
+        {**r.lab.environment(r.run_id), "store": f"{r.row['server']}, {r.row['durability']}", **_read_from_files(r)}
+        for r in (before, after)
+    ]
     names = sorted({*facts[0], *facts[1]})
     return [(n, facts[0].get(n, ""), facts[1].get(n, "")) for n in names if facts[0].get(n) != facts[1].get(n)]
 

@@ -7,7 +7,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,17 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
+from eventcore_lab.batch import repeat
 from eventcore_lab.clock import now_ns, pause_s
-from eventcore_lab.experiment import Experiment, RunBroken
+from eventcore_lab.experiment import Experiment, RunBroken, measuring
 from eventcore_lab.lab.database import Lab
+from eventcore_lab.lab.disturbances import cautions
 from eventcore_lab.load.loaders import Loaded
 from eventcore_lab.load.worker import share
 from eventcore_lab.progress import Quiet, Tally
-from eventcore_lab.schema import Outcome
+from eventcore_lab.schema import ExitCode, Outcome
 from eventcore_lab.spec import UsageError
 from eventcore_lab.workbench import differences, rerun, run
 
@@ -141,6 +146,86 @@ def test_what_cannot_be_shared_is_refused(settings: dict[str, Any], said: str) -
         Experiment(**settings)
 
 
+def test_a_load_process_that_stands_still_is_told(lab: Lab) -> None:
+    def stand_still() -> None:
+        worker = workers_of(os.getpid())[1]
+        worker.suspend()
+        threading.Timer(1.6, worker.resume).start()
+
+    e = Experiment(store="null", workload="write_events", pacer="saturate:concurrency=4,think_ms=5", workers=2)
+    found = run(structs.replace(e, duration_s=3, warmup_s=0), lab, When(50, stand_still))
+    assert any("a load process stood still" in line and "worker 1" in line for line in cautions(found))
+    assert set(found.invariants["status"]) == {"passed", "not tested"}
+
+
+def test_a_load_process_that_hangs_does_not_hang_the_run(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "HANGS_AFTER_S", 0.5)
+    e = Experiment(store="memory", pacer="constant:rate=500", duration_s=1, warmup_s=0, timeout_s=0.01)
+    with pytest.raises(RunBroken, match=r"worker 0 did not end within 0\.56 s after the last arrival was due"):
+        run(e, lab, When(50, lambda: workers_of(os.getpid())[0].suspend()))
+    assert not workers_of(os.getpid())
+
+
+def test_a_failure_after_ctrl_c_is_not_told_as_the_user_s_wish(lab: Lab) -> None:
+    def stop_and_kill() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        threading.Timer(0.2, workers_of(os.getpid())[0].kill).start()
+
+    e = Experiment(store="postgres:hold_ms=1000", workload="write_events", duration_s=60, warmup_s=0)
+    e = structs.replace(e, pacer="saturate:concurrency=10")
+    with pytest.raises(RunBroken, match="SIGKILL"):
+        run(e, lab, When(0, stop_and_kill))
+    [row] = lab.runs().iter_rows(named=True)
+    assert row["status"] == "broken" and row["status_reason"].startswith("after the user had stopped it, ")
+
+
+def test_who_died_is_said_before_the_others_are_ended(lab: Lab) -> None:
+    said: list[str] = []
+
+    class Hears(When):
+        def phase(self, title: str, text: str) -> None:
+            said.append(text)
+
+    e = Experiment(store="memory", pacer="constant:rate=400", duration_s=60, warmup_s=0)
+    with pytest.raises(RunBroken):
+        run(e, lab, Hears(50, lambda: workers_of(os.getpid())[0].kill()))
+    assert said[-1] == "worker 0 was ended by signal SIGKILL; ending the others"
+
+
+def test_a_progress_whose_output_goes_away_costs_no_run(lab: Lab) -> None:
+    class Gone(Quiet):
+        def update(self, title: str, tally: Tally) -> None:
+            raise BrokenPipeError
+
+        def ended(self, status: str, reason: str) -> None:
+            raise AssertionError("nothing more is said")
+
+    found = run(Experiment(store="memory", pacer="constant:rate=400", duration_s=0.5, warmup_s=0), lab, Gone())
+    assert found.row["status"] == "complete" and found.outcomes == {"ok": 200}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"workers": 2.5}, "workers must be a whole number, not '2.5'"),
+        ({"workers": True}, "workers must be a whole number"),
+        ({"seed": "1"}, "seed must be a whole number"),
+        ({"duration_s": "5"}, "duration_s must be a number"),
+        ({"spins": 1}, "spins must be True or False"),
+        ({"store": None}, "store must be text"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_in_one_line(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        Experiment(**settings)
+
+
+def test_equal_experiments_have_one_id() -> None:
+    floats, ints = Experiment(warmup_s=0.0, connections=20), Experiment(warmup_s=0, connections=20.0)  # type: ignore[arg-type]
+    assert floats == ints and floats.experiment_id == ints.experiment_id
+    assert type(ints.connections) is int and type(ints.warmup_s) is float
+
+
 def test_reports_of_workers_are_added_up_and_the_first_reason_is_the_reason() -> None:
     said = [
         {"reason": "", "failures": {"a": 1}, "counts": {"hits": 2}},
@@ -228,3 +313,19 @@ def test_a_stored_run_is_repeated_with_every_parameter_it_had(lab: Lab) -> None:
     columns = ["operation", "due_ns"]
     assert then.samples.select(columns).equals(now.samples.select(columns))
     assert differences(then, now) == []
+
+
+def test_a_run_on_an_executor_of_ones_own_is_repeated_on_one(lab: Lab) -> None:
+    e = Experiment(store="null", workload="write_events", pacer="constant:rate=50", duration_s=0.3, warmup_s=0)
+    with ThreadPoolExecutor(1) as own:
+        first = run(e, lab, Quiet(), own)
+        with pytest.raises(UsageError, match=r"executor of one's own \(ThreadPoolExecutor\): rerun"):
+            rerun(first.run_id, lab, Quiet())
+        assert rerun(first.run_id, lab, Quiet(), own)[1].row["cluster"] == "ThreadPoolExecutor"
+
+
+def test_a_rerun_that_violates_an_invariant_says_so_by_its_code(lab: Lab) -> None:
+    e = Experiment(store="mutant(memory):lost_ack", workload="write_events", pacer="constant:rate=400", duration_s=0.5)
+    first = run(structs.replace(e, warmup_s=0), lab, Quiet())
+    text, code = repeat(lab, first.run_id)
+    assert code == ExitCode.VIOLATED and "VIOLATED" in text

@@ -27,7 +27,7 @@ from eventcore_lab.companions.probes import resources
 from eventcore_lab.companions.series import Series
 from eventcore_lab.events import StoreError
 from eventcore_lab.experiment.jobs import Jobs
-from eventcore_lab.experiment.value import Experiment
+from eventcore_lab.experiment.value import LIMITS, Experiment
 from eventcore_lab.load.cluster import Stripes
 from eventcore_lab.load.follower import FollowerJob
 from eventcore_lab.load.loaders import Loaders, Processes
@@ -47,11 +47,14 @@ from eventcore_lab.load.recorder import Watcher
 from eventcore_lab.load.workers import Followers, WorkerDied
 from eventcore_lab.load.workloads import workloads
 from eventcore_lab.machine import environment, environment_id
-from eventcore_lab.progress import Progress, Quiet, Tally
+from eventcore_lab.progress import Guarded, Progress, Quiet, Tally
 from eventcore_lab.schema import ENVIRONMENT_FILE, LOCK_FILE, RUN_FILE, SCHEMA_VERSION
 from eventcore_lab.stores import Place, stores
 
 LOOK_EVERY_S = 0.25
+HANGS_AFTER_S, OVER_TIMEOUTS = 30.0, 6.0
+"""So long, and so many of an operation's own time-outs (each try may wait for a connection and an answer), a load process may
+take to end its last operations."""
 SHORT_FINISH_S = 2.0
 """After Ctrl-C those beside the load have so long to come to the end of what is stored."""
 POPULATE_TIMEOUT_S = 1800.0
@@ -96,9 +99,10 @@ def measure(
     # With the context of this thread, by which a notebook knows the cell that something is shown in.
     thread = threading.Thread(target=copy_context().run, args=(work,), name="experiment")
     thread.start()
-    while not is_over.is_set():
+    while True:
         try:
-            is_over.wait(0.2)
+            if is_over.wait(0.2):
+                break
         except KeyboardInterrupt:
             if asked_to_stop.is_set():
                 run.abandon()
@@ -128,7 +132,8 @@ class _Run:
         executor: Executor | None = None,
     ) -> None:
         now = datetime.now(UTC)
-        self.experiment, self.progress, self.asked, self.executor = experiment, progress, asked, executor
+        self.experiment, self.asked, self.executor = experiment, asked, executor
+        self.progress = Guarded(progress)
         self.run_id = f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
         self.folder = spool / self.run_id
         self.row: dict[str, Any] = {
@@ -163,8 +168,9 @@ class _Run:
             self._keep_row()
             await self._phases()
         except (StoreError, WorkerDied, PlacesError, RunBroken, OSError, TimeoutError) as error:
-            if not self.asked.is_set():  # after a second Ctrl-C a worker that died was killed by us
-                self._end("broken", f"{type(error).__name__}: {error}")
+            if not self._is_abandoned:  # after a second Ctrl-C a worker that died was killed by us
+                before = "after the user had stopped it, " if self.asked.is_set() else ""
+                self._end("broken", f"{before}{type(error).__name__}: {error}")
                 raise error if isinstance(error, StoreError) else RunBroken(str(error)) from None
             self._end("interrupted", "stopped by the user, at once")
         else:
@@ -191,6 +197,11 @@ class _Run:
                 )
             loaders = await stack.enter_async_context(self._working(place))
             await stack.enter_async_context(self._followers.spawning(self._jobs.beside(place), self._lock))
+            await self._driven(loaders, place, series)
+
+    async def _driven(self, loaders: Loaders, place: Place, series: Series) -> None:
+        """Everything between the start of all processes and their end. Who died is said before the others are ended."""
+        try:
             for name, detail in loaders.notes:
                 series.mark(name, detail)
             await self._populated(loaders, series)
@@ -201,6 +212,10 @@ class _Run:
                 await self._verified(loaders, place, series)
             else:
                 series.mark("not read back", "the store had events before this run")
+        except WorkerDied as died:
+            if not self._is_abandoned:
+                self.progress.phase(self.experiment.title, f"{died}; ending the others")
+            raise
 
     def abandon(self) -> None:
         """Called from another thread at the second Ctrl-C: every process is ended, whatever it is doing."""
@@ -304,7 +319,7 @@ class _Run:
             await followers.go(start_ns)
             await loaders.go(start_ns)
             series.mark("load begins", self.experiment.workload, start_ns)
-            async with self._watching(), self._passing_on_a_stop(loaders.stop):
+            async with self._watching(), self._passing_on_a_stop(loaders.stop), self._bounded(loaders):
                 loaded = await followers.beside(loaders.loaded())
         series.mark("load ends", loaded.reason)
         for name, count in loaded.counts.items():
@@ -317,6 +332,19 @@ class _Run:
             series.gauge(source, name, value, start_ns + t_ns)
         if loaded.reason and not self.asked.is_set():
             raise RunBroken(loaded.reason)
+
+    @asynccontextmanager
+    async def _bounded(self, loaders: Loaders) -> AsyncIterator[None]:
+        """A load process that hangs does not hang the run. What waits outside (`queue`) may take as long as it takes."""
+        e = self.experiment
+        total_s = e.warmup_s + e.duration_s + loaders.start_delay_ns / NS_PER_S
+        over_s = LIMITS["duration_s"][1] if e.backlog_policy == "queue" else HANGS_AFTER_S + OVER_TIMEOUTS * e.timeout_s
+        try:
+            async with asyncio.timeout(total_s + over_s):
+                yield
+        except TimeoutError:
+            silent = ", ".join(loaders.silent)
+            raise WorkerDied(f"{silent} did not end within {over_s:g} s after the last arrival was due") from None
 
     def _watched(self, loaders: Loaders, place: Place) -> dict[str, Callable[[], list[int]]]:
         """Whose memory and processor time are recorded: all load processes together, each of several, the server."""

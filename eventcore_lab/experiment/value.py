@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import force_setattr
 
 from eventcore_lab.clock import NS_PER_S
 from eventcore_lab.commands import executors
@@ -15,7 +16,7 @@ from eventcore_lab.load.pacers import OPERATIONS_MAX, pacers
 from eventcore_lab.load.places import check_cluster
 from eventcore_lab.load.workloads import workloads
 from eventcore_lab.projections import read_models
-from eventcore_lab.spec import Registry, UsageError, parse, unknown
+from eventcore_lab.spec import Registry, UsageError, parse, shown, unknown
 from eventcore_lab.stores import stores
 from eventcore_lab.stores.memory import Null
 from eventcore_lab.stores.protocol import has_tables
@@ -74,15 +75,16 @@ class Experiment(Struct, frozen=True, kw_only=True):
     label: str = ""
 
     def __post_init__(self) -> None:
+        for name, kind in _KINDS.items():
+            force_setattr(self, name, _as(kind, name, getattr(self, name)))
         for name, (low, high) in LIMITS.items():
             value = getattr(self, name)
             if not low <= value <= high:
                 raise UsageError(f"{name} must be {low:g} to {high:g}, not {value:g}")
         if self.backlog_policy not in BACKLOG_POLICIES:
             raise unknown("backlog_policy", self.backlog_policy, BACKLOG_POLICIES)
-        if self.followers and not stores.make(self.store).is_shared:
+        if not stores.make(self.store).is_shared and self.followers:
             raise UsageError(f"followers need a store that several processes can open, and {self.store} is not")
-        stores.make(self.store)
         if self.projection:
             self._check_projection()
         self._check_executor()
@@ -174,6 +176,25 @@ class Experiment(Struct, frozen=True, kw_only=True):
         """The same for runs that differ only in trial, seed or label."""
         same = {k: v for k, v in msgspec.structs.asdict(self).items() if k not in ("trial", "seed", "label")}
         return hashlib.sha256(msgspec.json.encode(same, order="sorted")).hexdigest()[:12]
+
+
+_KINDS: dict[str, type] = {
+    name: type(kind) for name, kind in zip(Experiment.__struct_fields__, Experiment.__struct_defaults__, strict=True)
+}
+
+
+def _as(kind: type, name: str, value: object) -> Any:
+    """`value` as the field's own type: 2.0 is a whole number, 2 a number, and nothing else is taken for another. Equal
+    experiments are thus written alike."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is float and is_number:
+        return float(value)  # type: ignore[arg-type]
+    if kind is int and is_number and float(value).is_integer():  # type: ignore[arg-type]
+        return int(value)  # type: ignore[call-overload]
+    if type(value) is kind:
+        return value
+    words = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+    raise UsageError(f"{name} must be {words[kind]}, not {shown(repr(value))}")
 
 
 def with_option(store: str, name: str, value: str | float) -> str:

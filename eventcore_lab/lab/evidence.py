@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from eventcore_lab.schema import JOURNAL, NOT_COMPARED, SAMPLE_WORDS, Outcome
+from eventcore_lab.schema import JOURNAL, NOT_COMPARED, NOT_SETTLED, SAMPLE_WORDS, Outcome
 
 MEMORY_MAX = "2GiB"
 LOST = {
@@ -113,6 +113,12 @@ class Evidence:
             )
         if self.con.execute("SELECT 1 FROM counts WHERE name = ?", [NOT_COMPARED]).fetchall():
             self.lacking["projected"] = ("broken", "the read model had not caught up when its time was over")
+        for [within_ms] in self.con.execute("SELECT value FROM counts WHERE name = ?", [NOT_SETTLED]).fetchall():
+            self.lacking["stored"] = (
+                "broken",
+                f"the store had not settled up to what was acknowledged within {within_ms / 1000:g} s; is another transaction "
+                "open on the server?",
+            )
         for name, (needs, sql) in _DERIVED.items():
             self._derive(name, needs, sql)
 

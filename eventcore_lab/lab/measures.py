@@ -115,10 +115,15 @@ class Run:
         return self.warmup_ns, end
 
     @cached_property
+    def latency_rows(self) -> pl.DataFrame:
+        """The steady samples that have a latency: see `latencies_ms`."""
+        return self.steady.filter(pl.col("outcome").is_in([int(Outcome.OK), *map(int, CENSORED)]) | GAVE_UP)
+
+    @cached_property
     def latencies_ms(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Latency of every steady sample that was answered well, or not at all (+inf), and its block of time. Who gave up
         after trying again counts as not answered: else fewer retries would make a store look faster."""
-        rows = self.steady.filter(pl.col("outcome").is_in([int(Outcome.OK), *map(int, CENSORED)]) | GAVE_UP)
+        rows = self.latency_rows
         is_ok = (rows["outcome"] == int(Outcome.OK)).to_numpy()
         values = np.where(is_ok, (rows["ended_ns"] - rows["due_ns"]).to_numpy() / 1e6, math.inf)
         return values, self._block_of(rows["due_ns"].to_numpy())

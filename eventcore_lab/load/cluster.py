@@ -115,6 +115,10 @@ class Stripes:
         together = Loaded.together(said)
         return msgspec.structs.replace(together, notes=self._told(), gauges=gauges_of(self._usages()))
 
+    @property
+    def silent(self) -> list[str]:
+        return ["a load process of the cluster"]
+
     async def read_back(self, keeps_events: bool) -> int:
         assert self._keeper is not None
         await self._keeper.say("verify", self._acknowledged if keeps_events else 0)

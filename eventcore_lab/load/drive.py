@@ -39,12 +39,13 @@ class BacklogFull(Exception):
 
 class InSystem:
     """How many operations are under way, summed up over time while it happens. By Little's law that is the sum of their
-    times, so that rows which went missing or changed on their way to a reader can be told."""
+    times, so that rows which went missing or changed on their way to a reader can be told. `offered`: how many arrivals were
+    handed over, or begun by callers, counted where that happens and not by rows."""
 
-    __slots__ = ("_since_ns", "area_ns", "count")
+    __slots__ = ("_since_ns", "area_ns", "count", "offered")
 
     def __init__(self) -> None:
-        self.count = self.area_ns = self._since_ns = 0
+        self.count = self.area_ns = self._since_ns = self.offered = 0
 
     def enter(self, now_ns: int) -> None:
         self.area_ns += self.count * (now_ns - self._since_ns)
@@ -137,6 +138,7 @@ async def _caller(load: Load, stop: Stop, n: int, turn: _Turn) -> None:
         now_ns = clock.now_ns()
         if now_ns >= end_ns:
             return
+        load.in_system.offered += 1
         await perform_one(k, prepared, DUE_WHEN_BEGUN, 0)
         if think is not None:
             await _until(load, stop, min(clock.now_ns() + think(k), end_ns))
@@ -252,6 +254,7 @@ class _Backlog:
 
     async def offer(self, arrival: _Arrival) -> None:
         """Hand it to an idle consumer or let it wait; what can do neither, or comes after the stop, is dropped."""
+        self._load.in_system.offered += 1
         policy = self._load.backlog_policy
         while not self._stop.is_set:
             if self._is_handed_over(arrival):

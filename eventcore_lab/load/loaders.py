@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from eventcore_lab.load.worker import Job
 from eventcore_lab.load.workers import START_TIMEOUT_S, Worker, WorkerDied
+from eventcore_lab.schema import LOADER_STOOD_STILL
 
 T = TypeVar("T")
 START_DELAY_NS = 100_000_000
@@ -37,7 +38,12 @@ class Loaded(Struct, frozen=True):
         for facts in said:
             failures.update(facts["failures"])
             counts.update(facts["counts"])
-        return cls(reasons[0] if reasons else "", dict(failures), dict(counts))
+        notes = [_still(n, seconds) for n, facts in enumerate(said) for seconds in facts.get("still_s", ())]
+        return cls(reasons[0] if reasons else "", dict(failures), dict(counts), notes)
+
+
+def _still(worker: int, seconds: float) -> tuple[str, str]:
+    return LOADER_STOOD_STILL, f"for {seconds:.3f} s (worker {worker})"
 
 
 class Loaders(Protocol):
@@ -66,6 +72,11 @@ class Loaders(Protocol):
         """Wait for the end of the load. Raises WorkerDied as soon as one of them is gone."""
         ...
 
+    @property
+    def silent(self) -> list[str]:
+        """Who has not ended its load yet."""
+        ...
+
     async def read_back(self, keeps_events: bool) -> int:
         """Write down what the store holds, once it has come to the last that was acknowledged if it `keeps_events`; the number
         of events."""
@@ -87,6 +98,7 @@ class Processes:
         self._workers: list[Worker[Job]] = []
         self._ready: list[dict[str, Any]] = []
         self._acknowledged = 0
+        self._loaded: set[int] = set()
         self._is_over = False
 
     @asynccontextmanager
@@ -125,6 +137,7 @@ class Processes:
     async def loaded(self) -> Loaded:
         async def said_by(worker: Worker[Job]) -> dict[str, Any]:
             facts = await worker.heard("loaded")
+            self._loaded.add(worker.pid)
             if facts["reason"]:  # half of a load is not the load that was asked for
                 await self.stop()
             return facts
@@ -132,6 +145,10 @@ class Processes:
         said = await all_or_first_error([said_by(worker) for worker in self._workers])
         self._acknowledged = max(int(facts["acknowledged"]) for facts in said)
         return Loaded.together(said)
+
+    @property
+    def silent(self) -> list[str]:
+        return [worker.who for worker in self._workers if worker.pid not in self._loaded]
 
     async def read_back(self, keeps_events: bool) -> int:
         await self._workers[0].say("verify", self._acknowledged if keeps_events else 0)

@@ -28,10 +28,11 @@ from eventcore_lab.events import (
     StreamId,
     StreamWrite,
 )
+from eventcore_lab.load.drive import InSystem
 from eventcore_lab.load.evidence import write_rows
 from eventcore_lab.load.journal import Journal, outcome_of, prefix, read_back
 from eventcore_lab.load.recorder import Recorder
-from eventcore_lab.schema import Attempt, Outcome, Phase, current_attempt, packed
+from eventcore_lab.schema import IN_SYSTEM, Attempt, Outcome, Phase, current_attempt, packed
 from eventcore_lab.stores.protocol import Driver, PoolSettings, Store
 from eventcore_lab.stores.wrapper import Wrapper
 
@@ -212,6 +213,7 @@ class _Ordeal:
             _Follower(other, reader, page, lives_pages, self._start_ns)
             for reader, page, lives_pages in ((0, 7, 0), (1, 11, 4))
         ]
+        self._in_system = InSystem()
         self._recorder = Recorder(folder / "samples-0.i64", self._operations)
         self._prefixes: list[tuple[int, int, int, int]] = []
 
@@ -240,13 +242,16 @@ class _Ordeal:
             attempt.reset(k)
             began_ns = now_ns() - self._start_ns
             row = self._recorder.begin(k, began_ns, began_ns, began_ns, Phase.STEADY)
+            self._in_system.enter(began_ns)
             outcome = Outcome.OK
             try:
                 await caller.act()
             except StoreError as error:
                 outcome = outcome_of(error)
             word = packed(outcome, Phase.STEADY, 1, 0)
-            self._recorder.end(row, k, began_ns, began_ns, began_ns, began_ns, now_ns() - self._start_ns, 0, word)
+            ended_ns = now_ns() - self._start_ns
+            self._in_system.leave(ended_ns)
+            self._recorder.end(row, k, began_ns, began_ns, began_ns, began_ns, ended_ns, 0, word)
             if self._recorder.begun == self._operations // 2:
                 self._prefixes.append(await prefix(self._other, start_ns=self._start_ns))
             await sleep_s(0)
@@ -254,7 +259,7 @@ class _Ordeal:
     async def _write(self) -> None:
         await read_back(self._other, self._folder, prefixes=self._prefixes, start_ns=self._start_ns)
         for worker, journal in enumerate(self._journals):
-            counts = {"offered": 0 if worker else self._operations}
+            counts = {"offered": self._operations, IN_SYSTEM: self._in_system.area_ns} if not worker else {}
             journal.write(self._folder, worker, self._start_ns, counts)
         for table in ("followed", "checkpointed"):
             rows = [row for follower in self._followers for row in getattr(follower, table)]

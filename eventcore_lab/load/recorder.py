@@ -33,7 +33,7 @@ class Recorder:
     """Rows for at most `capacity` operations. `begin` takes a row, `end` completes it; both only from one thread.
 
     `end(offset, operation, due_ns, offered_ns, began_ns, acquired_ns, ended_ns, backoff_ns, word)` is the packing itself,
-    bound to the memory, for it is called in the hot loop; `word` is `packed(outcome, phase, attempts, events)`.
+    bound to the memory, for it is called in the hot loop; `word` is `packed(…)` of schema.py.
     """
 
     def __init__(self, path: Path, capacity: int) -> None:

@@ -4,7 +4,7 @@ Text is ISO 8601, from a date alone to nine digits of a second (more are cut off
 offset; or a number, for the whole column. A number counts since 1970: in seconds, ms, µs or ns, which its size tells. A
 stamp without an offset is local to a time zone. Nothing is guessed: what is no time, and a local time that a clock put
 forward has left out, is rejected under its reason; one that a clock put back shows twice keeps both of its instants until
-`settled`.
+`settled`. A stamp that is `far` from the others says "never" or "not known" in most systems (1900-01-01, 0, 9999-12-31).
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ Mask = NDArray[np.bool_]
 EMPTY, NO_TIME, LEFT_OUT = "without a stamp", "with a stamp that is no time", "at a local time that does not exist"
 YEARS = 1678, 2261
 """Whole years that 64 bits of nanoseconds hold."""
+FAR_YEARS = 30
+FAR_NS = FAR_YEARS * 31_556_952 * NS_PER_S
+FAR = f"more than {FAR_YEARS} years from the log's median"
 
 _ISO = (
     r"^(?P<year>\d{4})[-/](?P<month>\d{1,2})[-/](?P<day>\d{1,2})"
@@ -30,7 +33,8 @@ _ISO = (
     r" ?(?P<utc>[Zz]|UTC)?(?:(?P<sign>[+-])(?P<hours>\d{2}):?(?P<minutes>\d{2})?)?$"
 )
 _NUMBER = r"^(?P<sign>[+-]?)0*(?P<whole>\d{1,18}|[1-8]\d{18})(?:\.(?P<fraction>\d{0,9})\d*)?$"
-_LIKE_A_NUMBER = r"^[+-]?\d+(\.\d*)?$"
+_EXPONENT = r"^[+-]?(?:\d+\.?\d*|\.\d+)[eE][+-]?\d{1,3}$"
+_LIKE_A_NUMBER = r"^[+-]?(?:\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?$"
 _UNITS = ((1e11, "s", NS_PER_S), (1e14, "ms", 1_000_000), (1e17, "µs", 1_000), (np.inf, "ns", 1))
 """Below which size a number counts what, in ns: seconds up to the year 5138, and so on; the median decides."""
 
@@ -88,8 +92,10 @@ def _of_numbers(column: Any) -> Instants:
     values = np.where(empty, values.dtype.type(0), values)
     unit, per_tick = _unit(values[~empty].astype(np.float64))
     wrong = {EMPTY: empty, NO_TIME: ~empty & _outside(values.astype(np.float64) * per_tick)}
-    values = np.where(wrong[NO_TIME], values.dtype.type(0), values)
-    ns = np.round(values * per_tick).astype(np.int64) if is_float else values * per_tick
+    if is_float:
+        ns = _rounded(values, per_tick)
+    else:
+        ns = np.where(wrong[NO_TIME], 0, values) * per_tick
     return Instants(ns, ns, wrong, unit)
 
 
@@ -124,21 +130,32 @@ def _civil(part: dict[str, Ints]) -> tuple[Ints, Mask]:
 
 
 def _of_written_numbers(text: Any, empty: Mask) -> Instants:
-    """Whole and fraction apart, so that no digit is lost."""
+    """Whole and fraction apart, so that no digit is lost; but with an exponent as a float is read, for it was one."""
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     found = pc.extract_regex(text, _NUMBER)
     whole, is_number = _group(found, "whole"), _mask(found.is_valid())
-    unit, per_tick = _unit(whole[is_number].astype(np.float64))
-    is_number &= ~_outside(whole.astype(np.float64) * per_tick)
+    is_float = _mask(pc.match_substring_regex(text, _EXPONENT))
+    floats = pc.if_else(pa.array(is_float), text, "0").cast(pa.float64()).to_numpy(zero_copy_only=False)
+    sizes = np.where(is_float, np.abs(floats), whole)
+    is_number |= is_float
+    unit, per_tick = _unit(sizes[is_number])
+    is_number &= ~_outside(sizes * per_tick)
     size = _scaled(np.where(is_number, whole, 0), per_tick) + _group(found, "fraction", digits=9) * per_tick // NS_PER_S
-    ns = np.where(_is(found, "sign", "-"), -size, size)
+    ns = np.where(is_float, _rounded(floats, per_tick), np.where(_is(found, "sign", "-"), -size, size))
     return Instants(ns, ns, {EMPTY: empty, NO_TIME: ~empty & ~is_number}, unit)
+
+
+def _rounded(values: NDArray[np.float64], per_tick: int) -> Ints:
+    """Ticks as nanoseconds; 0 for what 64 bits do not hold."""
+    ns = values * per_tick
+    return np.round(np.where(_outside(ns), 0, ns)).astype(np.int64)
 
 
 def _unit(sizes: NDArray[np.float64]) -> tuple[str, int]:
     median = float(np.median(np.abs(sizes))) if len(sizes) else 0.0
-    return next((f"epoch {unit}", ns) for most, unit, ns in _UNITS if median < most)
+    return next((f"epoch {unit}", ns) for most, unit, ns in _UNITS if median < most or ns == 1)
 
 
 def _outside(ns: NDArray[np.float64]) -> Mask:
@@ -166,6 +183,17 @@ def _local(ns: Ints, wrong: dict[str, Mask], is_local: Mask, zone: str) -> Insta
     early[is_local], late[is_local] = (each.cast(pa.int64()).to_numpy() for each in both)
     left_out[is_local] = _mask(pc.not_equal(pc.local_timestamp(both[0]), shown))
     return Instants(early, late, {**wrong, LEFT_OUT: left_out & ~np.logical_or.reduce(list(wrong.values()))})
+
+
+def far(ns: Ints, is_kept: Mask) -> Mask:
+    """Which of the instants that are kept are more than FAR_YEARS from the median of these (of an even number the later, so
+    that it is one of them): no log of one system is that long, and one such row would be all that a replay comes to."""
+    kept = ns[is_kept]
+    if not len(kept):
+        return np.zeros(len(ns), np.bool_)
+    median = int(np.partition(kept, len(kept) // 2)[len(kept) // 2])
+    bounds = np.iinfo(np.int64)
+    return is_kept & ((ns < max(median - FAR_NS, bounds.min)) | (ns > min(median + FAR_NS, bounds.max)))
 
 
 def settled(early: Ints, late: Ints, streams: NDArray[np.int32]) -> tuple[Ints, int]:

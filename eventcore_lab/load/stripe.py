@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from msgspec import Struct
 
-from eventcore_lab.clock import NS_PER_S, now_ns, other_clocks_ns, sleep_s
+from eventcore_lab.clock import NS_PER_S, now_ns, sleep_s, three_clocks_ns
 from eventcore_lab.events import StoreError
 from eventcore_lab.load.worker import Job
 from eventcore_lab.load.workers import START_TIMEOUT_S, Worker, WorkerDied
@@ -161,7 +161,7 @@ def sweep(folder: Path) -> None:
     """Remove what stripes left in `folder` that were killed together with whoever ran them."""
     for left in folder.glob(f"{_PREFIX}*"):
         with suppress(OSError):  # another's, or gone meanwhile
-            age_ns = other_clocks_ns()[0] - left.stat().st_mtime_ns
+            age_ns = three_clocks_ns()[1] - left.stat().st_mtime_ns
             if age_ns > LEFT_AFTER_S * NS_PER_S and _is_free(left / LOCK_FILE):
                 shutil.rmtree(left, ignore_errors=True)
 

@@ -20,7 +20,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from eventcore_lab.load.chance import mixed
-from eventcore_lab.load.stamps import EMPTY, LEFT_OUT, NO_TIME, Ints, instants, settled
+from eventcore_lab.load.stamps import EMPTY, FAR, LEFT_OUT, NO_TIME, Ints, far, instants, settled
 from eventcore_lab.spec import shown
 
 EVENTS_MAX = 5_000_000
@@ -45,11 +45,19 @@ NAMES: dict[str, tuple[str, ...]] = {
 """What columns are called, the likeliest first; case, blanks and hyphens make no difference."""
 
 TOO_FEW, TOO_MANY, NO_STREAM = "with too few fields", "with too many fields", "without a stream"
-REJECTED = (TOO_FEW, TOO_MANY, EMPTY, NO_TIME, LEFT_OUT, NO_STREAM)
+NO_TEXT = "with bytes that are no UTF-8"
+REJECTED = (TOO_FEW, TOO_MANY, NO_TEXT, EMPTY, NO_TIME, LEFT_OUT, NO_STREAM, FAR)
 UNSORTED, TWICE, LONG = "out of order", "at a local time that there was twice", "transactions of several instants"
 ODD_QUOTES = "quotation mark too many: rows may have run together"
 _HEAD_BYTES = 1 << 20
+_ROW_BYTES_MAX = 16 << 20
+"""Arrow reads a CSV file in blocks, and a row must end in the block behind its own."""
 _DELIMITERS = ",;\t|"
+# The well-formed byte sequences of the Unicode standard, table 3-7. Arrow, asked to match bytes, takes a byte for a character.
+_UTF_8 = (
+    r"^(?s:[\x00-\x7f]|[\xc2-\xdf][\x80-\xbf]|\xe0[\xa0-\xbf][\x80-\xbf]|[\xe1-\xec\xee\xef][\x80-\xbf]{2}"
+    r"|\xed[\x80-\x9f][\x80-\xbf]|\xf0[\x90-\xbf][\x80-\xbf]{2}|[\xf1-\xf3][\x80-\xbf]{3}|\xf4[\x80-\x8f][\x80-\xbf]{2})*$"
+)
 
 
 class Reading(Struct, frozen=True, kw_only=True):
@@ -106,11 +114,11 @@ class Trace(Struct, frozen=True, eq=False):
 
 
 class _Rows(Struct):
-    """A file's columns by role (chunked arrays of Arrow), and the rows that had another number of fields."""
+    """A file's columns by role (chunked arrays of Arrow), and how many rows could not be told from its bytes, by reason."""
 
     columns: dict[str, Any]
     names: dict[str, str]
-    miscounted: dict[str, int] = {}
+    unread: dict[str, int] = {}
 
 
 def read_trace(reading: Reading) -> Trace:
@@ -139,11 +147,12 @@ def _remembered(path: Path, _mtime_ns: int, _size: int, reading: Reading) -> Tra
     try:
         rows = _parquet_rows(path, reading) if is_parquet else _csv_rows(path, head, reading)
         if not is_parquet and quotes % 2:
-            rows.miscounted[ODD_QUOTES] = 1
+            rows.unread[ODD_QUOTES] = 1
         return _trace(path.name, digest, rows, reading.tz)
     except pa.ArrowException as error:  # which is no OSError, and often a ValueError in several lines
         hint = "" if is_parquet or quotes % 2 == 0 else " (a quotation mark is missing, or there is one too many)"
-        raise ValueError(f"{path.name} cannot be read: {_line(error)}{hint}") from None
+        what = f"a row has more than {_ROW_BYTES_MAX >> 20} MiB" if "straddling" in str(error) else _line(error)
+        raise ValueError(f"{path.name} cannot be read: {what}{hint}") from None
 
 
 def _digest(path: Path) -> tuple[str, int]:
@@ -168,8 +177,9 @@ def _parquet_rows(path: Path, reading: Reading) -> _Rows:
         chosen = _chosen(names, reading, path.name)
         _check_size(file.metadata.num_rows, path.name)
         table = file.read(columns=[names[at] for at in chosen.values()])
-        columns = {role: table.column(names[at]) for role, at in chosen.items()}
-    return _Rows(columns, {role: names[at] for role, at in chosen.items()}, {})
+    table, unread = _readable(table)
+    columns = {role: table.column(names[at]) for role, at in chosen.items()}
+    return _Rows(columns, {role: names[at] for role, at in chosen.items()}, {NO_TEXT: unread})
 
 
 def _csv_rows(path: Path, head: bytes, reading: Reading) -> _Rows:
@@ -180,34 +190,59 @@ def _csv_rows(path: Path, head: bytes, reading: Reading) -> _Rows:
     chosen = _chosen(names, reading, path.name)
     columns = [f"f{n}" for n in range(len(names))]  # what the file calls them need not be unique
     wanted = {role: columns[at] for role, at in chosen.items()}
-    miscounted: dict[str, int] = {}
+    unread: dict[str, int] = {}
 
     def skip(row: Any) -> str:
         reason = TOO_FEW if row.actual_columns < row.expected_columns else TOO_MANY
         if row.text.strip():
-            miscounted[reason] = miscounted.get(reason, 0) + 1
+            unread[reason] = unread.get(reason, 0) + 1
         return "skip"
 
     with pc.open_csv(
         path,
-        read_options=pc.ReadOptions(column_names=columns, skip_rows=skipped),
+        read_options=pc.ReadOptions(column_names=columns, skip_rows=skipped, block_size=_ROW_BYTES_MAX),
         parse_options=pc.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip),
         convert_options=pc.ConvertOptions(
-            column_types=dict.fromkeys(wanted.values(), pa.string()),
+            column_types=dict.fromkeys(wanted.values(), pa.binary()),
             include_columns=list(dict.fromkeys(wanted.values())),
         ),
     ) as batches:
-        table = pa.Table.from_batches(_bounded(batches, path.name), batches.schema)
+        schema = pa.schema([(f, pa.string()) for f in batches.schema.names])
+        table = pa.Table.from_batches(_texts(batches, schema, path.name, unread), schema)
     return _Rows(
-        {role: table.column(f) for role, f in wanted.items()}, {r: names[n] for r, n in chosen.items()}, miscounted
+        {role: table.column(f) for role, f in wanted.items()}, {r: names[n] for r, n in chosen.items()}, unread
     )
 
 
-def _bounded(batches: Any, name: str) -> Iterator[Any]:
+def _texts(batches: Any, schema: Any, name: str, unread: dict[str, int]) -> Iterator[Any]:
+    """Batches of bytes as text. Rows that are none are left out, and counted."""
+    import pyarrow as pa
+
     rows = 0
     for batch in batches:
         _check_size(rows := rows + batch.num_rows, name)
-        yield batch
+        try:
+            yield batch.cast(schema)
+        except pa.ArrowInvalid:
+            kept, left_out = _readable(batch)
+            unread[NO_TEXT] = unread.get(NO_TEXT, 0) + left_out
+            yield kept.cast(schema)
+
+
+def _readable(table: Any) -> tuple[Any, int]:
+    """The rows of a table, or of a batch, whose texts are UTF-8, and how many are not: Parquet does not see to it either."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    wrong: Any = None
+    for column in table.columns:
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
+            as_bytes = column.cast(kind).cast(pa.large_binary())
+            found = pc.invert(pc.match_substring_regex(as_bytes, _UTF_8)).fill_null(False)
+            wrong = found if wrong is None else pc.or_(wrong, found)
+    left_out = pc.sum(wrong).as_py() or 0 if wrong is not None else 0
+    return (table.filter(pc.invert(wrong)) if left_out else table), left_out
 
 
 def _check_size(rows: int, name: str) -> None:
@@ -260,13 +295,16 @@ def _chosen(names: list[str], reading: Reading, file: str) -> dict[str, int]:
 
 def _trace(name: str, digest: str, rows: _Rows, zone: str) -> Trace:
     """The rows that can be used, as operations; ValueError if there are none."""
-    counts = dict(rows.miscounted)
+    counts = dict(rows.unread)
     time = instants(rows.columns["time"], zone, rows.names["time"])
     coded = {role: _codes(column, rows.names[role]) for role, column in rows.columns.items() if role != "time"}
     stream, streams = coded["stream"]
     wrong = {**time.wrong, NO_STREAM: time.is_kept & (stream < 0)}
     counts |= {reason: int(np.count_nonzero(rows_of)) for reason, rows_of in wrong.items()}
-    kept = np.flatnonzero(~np.logical_or.reduce(list(wrong.values())))
+    is_kept = ~np.logical_or.reduce(list(wrong.values()))
+    is_far = far(time.early, is_kept)
+    counts[FAR] = int(np.count_nonzero(is_far))
+    kept = np.flatnonzero(is_kept & ~is_far)
     if not len(kept):
         reasons = [f"{n:,} {reason}" for reason, n in counts.items() if n]
         raise ValueError(f"{name} has no row that can be used ({', '.join(reasons) or 'it has none'})")

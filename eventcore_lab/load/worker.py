@@ -25,7 +25,7 @@ import numpy as np
 import uvloop
 from msgspec import Struct
 
-from eventcore_lab.clock import WallClock, sleep_s
+from eventcore_lab.clock import WallClock, sleep_s, watched_clocks
 from eventcore_lab.commands import Executor, executors
 from eventcore_lab.events import StoreError
 from eventcore_lab.load.answers import Answers
@@ -33,11 +33,11 @@ from eventcore_lab.load.drive import Load, Stop, drive
 from eventcore_lab.load.evidence import dated, write_rows
 from eventcore_lab.load.fill import FILLED, filled
 from eventcore_lab.load.imports import Imports
-from eventcore_lab.load.journal import Journal, prefix, read_back, settled
+from eventcore_lab.load.journal import SETTLE_TIMEOUT_S, Journal, prefix, read_back, settled
 from eventcore_lab.load.pacers import HasNotes, Thinks, pacers
 from eventcore_lab.load.recorder import Recorder
 from eventcore_lab.load.workloads import workloads
-from eventcore_lab.schema import IN_SYSTEM
+from eventcore_lab.schema import IN_SYSTEM, NOT_SETTLED
 from eventcore_lab.stores import Address, PoolSettings, Store, stores
 from eventcore_lab.stores.wrapper import positions_drawn
 
@@ -70,6 +70,7 @@ class Job(Struct, frozen=True, kw_only=True):
     capacity: int
     spins: bool = False
     operation_timeout_ns: int = 0
+    settle_timeout_s: float = SETTLE_TIMEOUT_S
     imports: Imports = Imports()
     environment: dict[str, str] = {}
     """Variables that the store is made from and that the machine does not have: they hold DSNs."""
@@ -194,12 +195,19 @@ async def _loaded(job: Job, store: Store, lines: Lines) -> None:
         if (start_ns := await _go(job, store, lines)) is None:
             return
         load.start_ns = start_ns
+        still_s: list[float] = []
         _keep_collector_out()
-        await drive(load, lines.stop)
+        async with watched_clocks(lambda name, seconds: still_s.append(seconds) if name == "still" else None):
+            await drive(load, lines.stop)
         await executor.close()
     clock.close()
-    counted = {"reason": lines.stop.reason, "failures": lines.stop.failures, "counts": executor.counts()}
-    counts = {"offered": _offered(load, lines.stop, recorder), IN_SYSTEM: load.in_system.area_ns}
+    counted = {
+        "reason": lines.stop.reason,
+        "failures": lines.stop.failures,
+        "counts": executor.counts(),
+        "still_s": still_s,
+    }
+    counts = {"offered": _offered(load, lines.stop), IN_SYSTEM: load.in_system.area_ns}
     journal.write(spool, job.worker, load.start_ns, counts)
     executor.write(spool, job.worker)
     if not job.worker:
@@ -216,10 +224,14 @@ async def _go(job: Job, store: Store, lines: Lines) -> int | None:
 
 
 async def _verified(job: Job, store: Store, lines: Lines, start_ns: int) -> None:
-    """Read back what is stored, up to the position that is asked for at least, if it is."""
+    """Read back what is stored, up to the position that is asked for at least, if it is. A store that does not come to that
+    in time is not to be judged by what a reader is shown of it, and there is a file to say so."""
     words = await lines.heard()
     if words[0] == "verify":
-        await settled(store, int(words[1]))
+        # What was given up may stay open in the server for as long as an answer may take.
+        within_s = max(job.settle_timeout_s, job.pool.command_timeout_s)
+        if not await settled(store, int(words[1]), within_s):
+            write_rows(Path(job.spool) / "counts-settling.parquet", "counts", [(NOT_SETTLED, int(1000 * within_s))])
         lines.say("done", stored=await _read_back(store, Path(job.spool), start_ns))
 
 
@@ -237,9 +249,10 @@ async def _read_back(store: Store, spool: Path, start_ns: int) -> int:
     return await read_back(store, spool, prefixes=[before], start_ns=start_ns)
 
 
-def _offered(load: Load, stop: Stop, recorder: Recorder) -> int:
-    """How many operations there were to do: an open loop that was not stopped says so without looking at its samples."""
-    return recorder.begun if load.callers or stop.is_set else len(load.due)
+def _offered(load: Load, stop: Stop) -> int:
+    """How many operations there were to do: of an open loop that was not stopped the whole schedule, else what was handed over
+    or begun, counted where that happened; no sample is looked at."""
+    return load.in_system.offered if load.callers or stop.is_set else len(load.due)
 
 
 def _load(

@@ -107,7 +107,10 @@ class Worker(Generic[J]):
     async def _last_words(self) -> str:
         code = await self._process.wait()
         how = f"was ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        try:
+            lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        except FileNotFoundError:  # empty, and removed by `end`
+            lines = []
         return f"{self.who} {how}" + (f": {lines[-1][:300]}" if lines else "")
 
     async def end(self, timeout_s: float = 5.0) -> None:
@@ -121,8 +124,9 @@ class Worker(Generic[J]):
                 async with asyncio.timeout(timeout_s):
                     await self._process.wait()
                     break
-        if self._log.exists() and not self._log.stat().st_size:
-            self._log.unlink()
+        with contextlib.suppress(FileNotFoundError):
+            if not self._log.stat().st_size:
+                self._log.unlink()
 
 
 class Followers(Generic[J]):
@@ -188,6 +192,7 @@ class Followers(Generic[J]):
             return await main
         finally:
             main.cancel()
+            await asyncio.gather(main, return_exceptions=True)
 
     async def finish(self) -> list[tuple[J, dict[str, Any]]]:
         """Have them catch up with what is stored now; each job and what its process says in the end."""
