@@ -39,7 +39,9 @@ class Look(Struct, frozen=True):
 class Tally:
     """Running totals over the samples seen so far, and `looks`, at most LOOKS_MAX of them, each over a like time."""
 
-    def __init__(self, warmup_s: float, duration_s: float) -> None:
+    def __init__(self, warmup_s: float, duration_s: float, elsewhere: str = "") -> None:
+        """`elsewhere`: where the load runs, if its samples come only at the end."""
+        self.elsewhere = elsewhere
         self.warmup_s, self.total_s = warmup_s, warmup_s + duration_s
         self.began_ns = now_ns()
         self.looks: list[Look] = []
@@ -63,15 +65,16 @@ class Tally:
         self.unwell += int(np.isin(outcomes, (Outcome.FAILED, Outcome.UNKNOWN, Outcome.DROPPED)).sum())
         if looked_ns - before_ns > NS_PER_S // 20:
             self.rate = len(rows) * NS_PER_S / (looked_ns - before_ns)
-        if len(self.looks) >= LOOKS_MAX:
-            return
-        self._unlooked.append(rows)
-        last_s = self.looks[-1].t_s if self.looks else 0.0
-        if self.elapsed_s - last_s >= self._look_s:
-            self.looks.append(_look(np.concatenate(self._unlooked), self.elapsed_s, self.elapsed_s - last_s))
+        last_s, at_s = self.looks[-1].t_s if self.looks else 0.0, self.elapsed_s
+        if at_s - last_s >= 0.999 * self._look_s and len(self.looks) < LOOKS_MAX:
+            self.looks.append(_look(np.concatenate([*self._unlooked, rows]), at_s, at_s - last_s))
             self._unlooked.clear()
+        elif at_s < self.total_s:  # what ends later is of no look
+            self._unlooked.append(rows)
 
     def __str__(self) -> str:
+        if self.elsewhere and not self.operations:
+            return f"{self.elapsed_s:4.1f}/{self.total_s:g} s  on {self.elsewhere}; its samples come at the end"
         unwell = f", {self.unwell:,} not well" if self.unwell else ""
         return f"{self.elapsed_s:4.1f}/{self.total_s:g} s  {self.operations:,} operations, {self.rate:,.0f}/s{unwell}"
 

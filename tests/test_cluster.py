@@ -7,11 +7,13 @@ import os
 import pickle
 import re
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 import numpy as np
@@ -25,28 +27,29 @@ from eventcore_lab import batch
 from eventcore_lab.clock import now_ns
 from eventcore_lab.experiment import Experiment, RunBroken, measure
 from eventcore_lab.experiment.jobs import Jobs
+from eventcore_lab.lab.checkers import reported
 from eventcore_lab.lab.database import Lab
 from eventcore_lab.lab.evidence import raw_samples
 from eventcore_lab.lab.measures import Run
-from eventcore_lab.load import cluster, places, stripe
-from eventcore_lab.load.cluster import gauges_of, kept
+from eventcore_lab.load import cluster, folders, places, stripe
+from eventcore_lab.load.cluster import kept
 from eventcore_lab.load.evidence import write_rows
 from eventcore_lab.load.imports import Imports
 from eventcore_lab.load.offsets import Offset, doubt_ns, offset_of, widened
 from eventcore_lab.load.places import LOCAL, check_cluster, is_local, variables_of
 from eventcore_lab.load.recorder import Recorder
-from eventcore_lab.load.stripe import Gathered, Order, Seen, Usage, gathered, look, pack_samples
+from eventcore_lab.load.stripe import STOP_FILE, Gathered, Order, Seen, Usage, gathered, gauges_of, look, pack_samples
 from eventcore_lab.load.worker import Job
 from eventcore_lab.load.workers import Worker
 from eventcore_lab.progress import Quiet, Tally
-from eventcore_lab.schema import LOCK_FILE, Outcome, packed
+from eventcore_lab.schema import CLOCK_DOUBT, LOADER_STOOD_STILL, LOCK_FILE, TABLES, Outcome, packed
 from eventcore_lab.spec import UsageError
 from eventcore_lab.stores import Address, Place
 from eventcore_lab.workbench import rerun, run
 
 SECRET = "hunter2"
 SHORT = Experiment(
-    store="postgres", workload="write_events", pacer="poisson:rate=500", duration_s=0.4, warmup_s=0.1, workers=2
+    store="postgres", workload="users:users=20", pacer="poisson:rate=500", duration_s=0.2, warmup_s=0.05, workers=2
 )
 LONG = msgspec.structs.replace(SHORT, duration_s=60.0)
 SKEW_NS, DOUBT_NS = 5_000_000_000, 50_000_000
@@ -78,8 +81,9 @@ def aside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def start_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twice as long as the rehearsal took is enough where nothing else is going on."""
+    """Twice as long as the rehearsal took is enough where nothing else is going on. Who is gone is noticed sooner, too."""
     monkeypatch.setattr(cluster, "START_DELAY_MIN_NS", 200_000_000)
+    monkeypatch.setattr(cluster, "BEAT_EVERY_S", 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +217,8 @@ def test_too_much_is_not_gathered_and_said_while_samples_that_fit_are(tmp_path: 
 def test_files_of_another_name_are_not_written(tmp_path: Path) -> None:
     seen = Seen("m", "h", 0, "3", "1")
     files = {"../samples-1.parquet": b"x", "run.json": b"x", "counts-0.parquet": b"x", "counts-1.parquet": b"kept"}
-    kept(Gathered(seen=seen, pid=1, took_ns=1, facts={}, files=files), 1, tmp_path, 0)
+    left = kept(Gathered(seen=seen, pid=1, took_ns=1, facts={}, files=files), 1, tmp_path, 0)
+    assert "counts-1.parquet" not in left.files
     assert [p.name for p in tmp_path.iterdir()] == ["counts-1.parquet"]
 
 
@@ -309,15 +314,18 @@ def test_a_scheduler_that_is_not_there_is_said_in_one_line(lab: Lab, monkeypatch
 # ---- one stripe
 
 
-def test_what_killed_stripes_left_is_removed_and_nobody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stripe, "LEFT_AFTER_S", 0)
-    left, used, other = (tmp_path / f"eventcore-lab-{name}" for name in ("stripe-left", "stripe-used", "else"))
+@pytest.mark.parametrize("kind", ["stripe", "dask"])
+def test_what_the_killed_left_is_removed_and_nobody_elses(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folders, "LEFT_AFTER_S", 0)
+    left, used, other = (tmp_path / f"eventcore-lab-{name}" for name in (f"{kind}-left", f"{kind}-used", "else"))
     for folder in (left, used, other):
         folder.mkdir()
         (folder / LOCK_FILE).touch()
     with (used / LOCK_FILE).open("r+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        stripe.sweep(tmp_path)
+        folders.sweep(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([used, other])
 
 
@@ -352,6 +360,88 @@ def test_a_stripe_is_told_to_stop_and_stops_when_it_is_told_nothing_more(
     assert one._is_told_to_stop()
 
 
+@pytest.fixture
+def lock(tmp_path: Path) -> Iterator[IO[bytes]]:
+    """That of a run that is under way, in the folder `run`."""
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / LOCK_FILE).open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
+
+
+def beside(home: Path) -> stripe._Stripe:
+    """A stripe on the kernel of the run whose folder is `home`, which nobody passes words on to."""
+    order = order_of(job_of(home, msgspec.structs.replace(SHORT, store="null")))
+    order.machine = look().machine
+    return stripe._Stripe(order)
+
+
+@pytest.mark.parametrize("ends", [lambda _, lock: lock.close(), lambda home, _: (home / STOP_FILE).touch()])
+def test_a_stripe_that_sees_its_run_stops_with_it(
+    ends: Callable[[Path, IO[bytes]], None], lock: IO[bytes], tmp_path: Path
+) -> None:
+    one = beside(tmp_path / "run")
+    one.ear = stripe._Ear()
+    assert not one._is_told_to_stop()
+    ends(tmp_path / "run", lock)
+    assert one._is_told_to_stop()
+
+
+def test_a_stripe_that_cannot_see_its_run_does_not_take_it_for_over(tmp_path: Path) -> None:
+    one = beside(tmp_path / "in-another-container")
+    one.ear = stripe._Ear()
+    assert not one._is_told_to_stop()
+    (tmp_path / "in-another-container").mkdir()
+    assert not one._is_told_to_stop()
+    one.ear.is_stopped = True
+    assert one._is_told_to_stop()
+
+
+@pytest.mark.usefixtures("lock")
+def test_a_run_is_seen_by_another_user_who_may_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = os.open
+
+    def read_only(path: Path, flags: int, mode: int = 0o777) -> int:
+        if flags & (os.O_RDWR | os.O_WRONLY):
+            raise PermissionError(path)
+        return opened(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", read_only)
+    assert beside(tmp_path / "run").sees_run
+
+
+class Workers:
+    """What places ask of a Dask client, whose scheduler knows of the workers of one of `looks` after the other. Its own look in
+    between has left nothing."""
+
+    status = "running"
+
+    def __init__(self, *looks: str) -> None:
+        self._looks, self.scheduler, self.told = list(looks), self, list[list[str]]()
+
+    def identity(self, n_workers: int) -> dict[str, Any]:
+        return {"workers": {f"tcp://{name}": {"nthreads": 1} for name in self._looks.pop(0)}}
+
+    def sync(self, ask: Callable[..., Any], **options: Any) -> Any:
+        return ask(**options)
+
+    def scheduler_info(self) -> dict[str, Any]:
+        return {"workers": {}}
+
+    def run(self, *_: Any, workers: list[str], **__: Any) -> None:
+        self.told.append(workers)
+
+
+def test_a_worker_is_gone_when_two_looks_after_each_other_miss_it() -> None:
+    client = Workers("ab", "ab", "", "ab", "a", "ab", "b", "b", "b")
+    found = places.DaskPlaces(client, 2)
+    assert [found.beat([], False) for _ in range(8)] == [set(), set(), set(), set(), set(), set(), {0}, {0}]
+    assert client.told[-1] == ["tcp://b"]
+    client.status = "closed"
+    with pytest.raises(places.PlacesError, match="the Dask client is closed"):
+        places.DaskPlaces(client, 2)
+
+
 def test_a_module_that_is_not_there_is_named(tmp_path: Path) -> None:
     job = job_of(tmp_path, msgspec.structs.replace(SHORT, store="null"))
     done = stripe.stripe(order_of(msgspec.structs.replace(job, imports=Imports(("nowhere_at_all",)))))
@@ -381,6 +471,7 @@ def is_the_same_load(found: Run, here: Run, name: str) -> None:
     assert (found.samples["operation"] % 2 == found.samples["worker"]).all()
     assert set(found.invariants["status"]) == {"passed", "not tested"}
     assert found.row["cluster"] == name and found.row["workers"] == 2
+    assert {"store filled", "read back"} <= set(found.marks["name"])
     told = found.marks.filter(pl.col("name").str.starts_with("worker "))["detail"].to_list()
     assert len(told) == 2 and all(look().host in text and "the run's own clock" in text for text in told)
     assert len(found.gauge("loader", "cpu_percent", steady=False)) and len(found.gauge("worker 1", "pss_bytes"))
@@ -393,26 +484,30 @@ def test_a_pool_of_processes_puts_the_same_load_on(lab: Lab, pool: ProcessPoolEx
         rerun(found.run_id, lab, Quiet())
 
 
-def test_a_dask_cluster_puts_the_same_load_on(lab: Lab, dask: Any, here: Run) -> None:
-    is_the_same_load(run(SHORT, lab, Quiet(), dask), here, "Client")
-
-
-def test_a_dask_cluster_by_its_address_fills_and_reads_back(lab: Lab, dask: Any) -> None:
-    address = f"dask:{dask.scheduler.address}"
-    e = Experiment(
-        workload="transfer", pacer="saturate:concurrency=4", duration_s=0.3, warmup_s=0, workers=2, cluster=address
-    )
+def test_a_dask_cluster_by_its_address_puts_the_same_load_on(lab: Lab, dask: Any, here: Run) -> None:
+    e = msgspec.structs.replace(SHORT, cluster=f"dask:{dask.scheduler.address}")
     found = run(e, lab, Quiet())
-    assert {"store filled", "read back"} <= set(found.marks["name"])
-    assert set(found.invariants["status"]) == {"passed", "not tested"}
-    assert sorted(found.samples["worker"].unique()) == [0, 1]
+    is_the_same_load(found, here, e.cluster)
     with pytest.raises(RunBroken, match=r"has room for 2 load processes at once \(2 workers\), and 3 are asked for"):
         run(msgspec.structs.replace(e, workers=3), lab, Quiet())
 
 
-def test_a_local_cluster_is_made_for_the_run(lab: Lab) -> None:
+def test_a_local_cluster_is_made_for_the_run_and_leaves_nothing(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
-    found = run(msgspec.structs.replace(SHORT, store="null", cluster=LOCAL), lab, Quiet())
+    (tmp_path / "aside").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "aside"))
+    seen = dict[str, bool]()
+
+    class Looks(Quiet):
+        def update(self, title: str, tally: Tally) -> None:
+            for lock in (tmp_path / "aside").glob(f"eventcore-lab-*/{LOCK_FILE}"):
+                with suppress(OSError):  # gone meanwhile
+                    seen[lock.parent.name.split("-")[2]] = folders.is_held(lock)
+
+    found = run(msgspec.structs.replace(SHORT, store="null", cluster=LOCAL), lab, Looks())
+    assert seen == {"dask": True, "stripe": True} and not [*(tmp_path / "aside").glob("eventcore-lab-*")]
     assert sorted(found.samples["worker"].unique()) == [0, 1] and found.row["cluster"] == LOCAL
 
 
@@ -426,6 +521,9 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, skew_ns: int) -> list[int]:
                 starts.append(int(words[1]) - skew_ns)
                 words = ("go", starts[-1])
             await super().say(*words)
+
+        async def heard(self, event: str) -> dict[str, Any]:
+            return {**await super().heard(event), "still_s": [1.5]}
 
     def seen() -> Seen:
         return msgspec.structs.replace(real, machine="there", host="far-away", now_ns=now_ns() + skew_ns)
@@ -442,26 +540,58 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, skew_ns: int) -> list[int]:
 def test_machines_whose_clocks_differ_start_together_and_accuse_nobody(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    starts, started = elsewhere(monkeypatch, SKEW_NS), list[int]()
+    starts, started, stripes = elsewhere(monkeypatch, SKEW_NS), list[int](), list[cluster.Stripes]()
     monkeypatch.setattr("eventcore_lab.experiment.measuring.is_local", lambda _: False)
     monkeypatch.setattr(cluster, "doubt_ns", lambda *_: DOUBT_NS)  # more than an append takes
     go = cluster.Stripes.go
 
     async def noted(self: cluster.Stripes, start_ns: int) -> None:
         started.append(start_ns)
+        stripes.append(self)
         await go(self, start_ns)
 
     monkeypatch.setattr(cluster.Stripes, "go", noted)
     with ThreadPoolExecutor(2) as threads:
-        measured = measure(SHORT, lab.spool, Quiet(), threads)
+        measured = measure(msgspec.structs.replace(SHORT, followers=1), lab.spool, Quiet(), threads)
     marks = (measured.folder / "marks.ndjson").read_text()
     assert len(re.findall(r"ran on far-away .* a clock known to ± 50\.000 ms", marks)) == 2
+    assert marks.count(LOADER_STOOD_STILL) == 2
+    assert not stripes[0]._futures and not [g for g in stripes[0]._gathered.values() if g.files], "they may be large"
     assert len(starts) == 2 and all(abs(start - started[0]) <= DOUBT_NS for start in starts)
     spans = pq.read_table(measured.folder / "writes-1.parquet")
     assert min(spans["ended_ns"].to_numpy() - spans["began_ns"].to_numpy()) >= 2 * DOUBT_NS
+    facts = reported(measured.folder)
+    assert facts["events stored"] > 0 and not [name for name in facts if "lag" in name]
     assert lab.recover() == [measured.run_id]  # also if this process had died by now
     assert set(lab.invariants(measured.run_id)["status"]) == {"passed", "not tested"}
     assert sorted(lab.samples(measured.run_id)["worker"].unique()) == [0, 1]
+    [reader] = lab.readers(measured.run_id).iter_rows(named=True)
+    assert reader["delivered"] > 0 == reader["skipped"] and reader["lag_max_ns"] is reader["late_ns"] is None
+
+
+@pytest.mark.parametrize(("doubt", "lag_ns", "late_ns"), [(0, 900, 900), (7, 30, None)])
+def test_a_readers_lag_is_of_what_was_written_by_its_own_clock(
+    lab: Lab, doubt: int, lag_ns: int, late_ns: int | None
+) -> None:
+    folder = lab.spool / "r1"
+    folder.mkdir(parents=True)
+    row: dict[str, Any] = dict.fromkeys(TABLES["runs"]) | {"run_id": "r1", "status": "complete", "keeps_events": True}
+    row |= {"started_at": "2026-01-01T00:00:00+00:00", "warmup_s": 0.0, "measured_ns": 10**9, "pacer": "saturate"}
+    (folder / "run.json").write_bytes(msgspec.json.encode(row | {"workload": "write_events"}))
+    ids = [bytes([worker] * 16) for worker in (0, 1)]
+    for worker, event_id in enumerate(ids):
+        samples_in(folder, worker, 1)  # it ends at 5
+        written = (worker, 0, 0, Outcome.OK, 1, 5, f"s-{worker}", 0, None, 1, 1, event_id, 0, None)
+        write_rows(folder / f"writes-{worker}.parquet", "writes", [written])
+    seen = [
+        (0, 0, n + 1, n + 1, event_id, at_ns) for n, (event_id, at_ns) in enumerate(zip(ids, (35, 905), strict=True))
+    ]
+    write_rows(folder / "followed-0.parquet", "followed", seen)
+    write_rows(folder / "counts-clocks.parquet", "counts", [(f"{CLOCK_DOUBT}1", doubt)])
+    assert reported(folder)["reader lag p99 ms"] == lag_ns / 1e6
+    lab.ingest(folder)
+    [reader] = lab.readers("r1").iter_rows(named=True)
+    assert (reader["lag_max_ns"], reader["late_ns"]) == (lag_ns, late_ns)
 
 
 def test_a_store_that_other_machines_cannot_reach_is_said_before_anything_starts(
@@ -485,8 +615,9 @@ def test_ctrl_c_ends_the_load_everywhere_and_keeps_it(
         run(LONG, lab, Once(aside, lambda: os.kill(os.getpid(), signal.SIGINT)), executor)
     assert now_ns() - began_ns < PROMPTLY_NS
     [row] = lab.runs().iter_rows(named=True)
-    assert row["status"] == "interrupted"
-    assert sorted(lab.samples(row["run_id"])["worker"].unique()) == [0, 1]
+    assert (row["status"], row["cluster"]) == ("interrupted", type(executor).__name__)
+    samples = lab.samples(row["run_id"])
+    assert sorted(samples["worker"].unique()) == [0, 1] and (samples["operation"] % 2 == samples["worker"]).all()
     assert set(lab.invariants(row["run_id"])["status"]) == {"passed", "not tested"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import math
 import os
 import shutil
@@ -31,7 +32,7 @@ from eventcore_lab.events import (
     VersionConflict,
 )
 from eventcore_lab.experiment import Experiment, measure
-from eventcore_lab.lab import stats
+from eventcore_lab.lab import plots, stats
 from eventcore_lab.lab.checkers import CHECKERS, Finding, check
 from eventcore_lab.lab.database import Lab, LabError, UnknownRun
 from eventcore_lab.lab.disturbances import generator_limits
@@ -525,6 +526,40 @@ def test_a_real_run_has_every_figure_and_no_violation(closed_run: Run) -> None:
     assert set(closed_run.invariants["status"]) == {"passed", "not tested"}
     assert {"loader", "server", "machine"} <= set(closed_run.gauges["source"])
     assert closed_run.lab.environment(closed_run.run_id)["postgres.fsync"] == "on"
+
+
+def with_memory(lab: Lab, name: str, rows: list[list[int]], looks: dict[str, list[tuple[int, int]]]) -> Run:
+    """A run of one second; `looks`: source → (ms, MiB of PSS)."""
+    folder = spooled(lab, name, rows)
+    seen = [
+        {"t_ns": ms * MS, "source": source, "name": "pss_bytes", "value": mib * 2.0**20}
+        for source, series in looks.items()
+        for ms, mib in series
+    ]
+    (folder / "gauges.ndjson").write_text("".join(f"{json.dumps(look)}\n" for look in seen))
+    lab.ingest(folder)
+    return Run(lab, name)
+
+
+def test_the_memory_of_the_loader_ends_with_the_load_and_that_of_the_server_with_the_run(lab: Lab) -> None:
+    """When operations have ended, the load process writes down its evidence, which takes memory of its own."""
+    looks = {
+        "loader": [(-50, 40), (100, 45), (300, 46), (700, 99), (1300, 101)],
+        "server": [(-50, 20), (300, 21), (1300, 60)],
+    }
+    rows = [sample(k, k * MS, 40 * k * MS) for k in range(11)]  # the last ends at 400 ms
+    run = with_memory(lab, "ended", rows, looks)
+    assert run.looks("pss_bytes")["value"].to_list() == [n * 2**20 for n in (40, 45, 46)]
+    assert run.figure("memory").estimate.value == 60
+    assert run.figure("memory").note == "peak PSS: loader 46 MiB, server 60 MiB"
+    assert run.figure("memory_growth").estimate.value == pytest.approx(1)
+    lines = plots.memory_over_time(run).axes[0].lines
+    assert [line.get_ydata().tolist() for line in lines[:2]] == [[40, 45, 46], [20, 21, 60]]  # type: ignore[union-attr]
+
+    hanging = with_memory(lab, "hanging", [*rows, sample(11, 11 * MS, 0, Outcome.RUNNING)], looks)
+    assert hanging.figure("memory").note == "peak PSS: loader 99 MiB, server 60 MiB"
+    nothing = with_memory(lab, "nothing", [], looks)
+    assert nothing.figure("memory").note == "peak PSS: loader 99 MiB, server 60 MiB"
 
 
 def test_a_run_on_a_mutant_is_violated_and_says_by_what(lab: Lab) -> None:

@@ -16,7 +16,18 @@ from numpy.typing import NDArray
 
 from eventcore_lab import progress
 from eventcore_lab.clock import NS_PER_S
-from eventcore_lab.progress import PROGRESS_VARIABLE, Bar, Lines, Notes, Progress, Quiet, Relay, Tally, chosen
+from eventcore_lab.progress import (
+    LOOKS_MAX,
+    PROGRESS_VARIABLE,
+    Bar,
+    Lines,
+    Notes,
+    Progress,
+    Quiet,
+    Relay,
+    Tally,
+    chosen,
+)
 from eventcore_lab.schema import Outcome, Phase, packed
 
 ERASE = "\r\x1b[K"
@@ -293,3 +304,30 @@ def test_quiet_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     quiet.update("m", Tally(0, 1))
     quiet.ended("broken", "why")
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_load_that_runs_elsewhere_is_not_told_to_do_nothing() -> None:
+    tally = Tally(1, 9, "dask:tcp://scheduler:8786")
+    assert str(tally).endswith("/10 s  on dask:tcp://scheduler:8786; its samples come at the end")
+
+
+def test_looks_are_bounded_and_forget_what_they_have_looked_at(hands: Hands) -> None:
+    tally = Tally(0, 10)
+    for _ in range(2 * LOOKS_MAX):
+        hands.move(10 / LOOKS_MAX)
+        tally.add(rows(OK, OK))
+    assert 0 < len(tally.looks) <= LOOKS_MAX
+    assert tally.looks[0].rate == pytest.approx(2 * LOOKS_MAX / 10)
+    assert sum(len(part) for part in tally._unlooked) <= 2
+
+
+def test_a_look_tells_how_slow_what_ended_in_it_was(hands: Hands) -> None:
+    tally = Tally(0, LOOKS_MAX)  # a look each second
+    samples = rows(*[OK] * 100)
+    samples[:, 5] = (np.arange(100) + 1) * 1_000_000  # ended, ns after it was due
+    for n, part in enumerate((samples, rows(FAILED), rows())):
+        hands.move(1)
+        tally.add(part)
+        assert len(tally.looks) == n + 1
+    assert (tally.looks[0].p50_ms, tally.looks[0].p99_ms) == (50, 99)
+    assert np.isnan(tally.looks[1].p50_ms) and tally.looks[2].rate == 0

@@ -360,7 +360,7 @@ class _Run:
     async def _watching(self) -> AsyncIterator[None]:
         """Tell the progress about new samples."""
         e = self.experiment
-        tally = Tally(e.warmup_s, e.duration_s)
+        tally = Tally(e.warmup_s, e.duration_s, self.row["cluster"])
         watchers = [Watcher(self.folder / f"samples-{n}.i64") for n in range(e.workers)]
 
         def look() -> None:

@@ -65,7 +65,7 @@ def throughput(runs: Sequence[Run]) -> Sentence:
     for way in arms(at_largest(runs), "label"):
         times = f", {said(ratio(way.runs, alone, _RATE), 'times')}" if alone and way.value != BY_ITSELF else ""
         told.append(f"{way.value} {digits(way.estimate(_RATE).value)} commands/s{times}")
-    return Sentence(f"**{'; '.join(told)}.**" if told else "Nothing was measured.")
+    return Sentence(f"**With many callers: {'; '.join(told)}.**" if told else "Nothing was measured.")
 
 
 _RATE = "commands_per_second"

@@ -78,7 +78,7 @@ def _stay(p: NDArray[np.float64], size: int) -> float:
 def hits_by_size(runs: Sequence[Run], streams: str = "users") -> Picture:
     """Hits along the cache's size, a line for each number of streams; dotted what the picks allow."""
     names = {a.value: f"{a.value:,} streams" for a in arms(runs, streams) if not isinstance(a.value, str)}
-    picture = HITS.along(runs, "size", streams, "states in the cache", names=names, default=SIZE)
+    picture = HITS.along(runs, "size", streams, "states in the cache", names=names, default=SIZE, span=(0, 105))
     with style():
         axes = picture.axes[0]
         for group in arms(runs, streams):
@@ -88,7 +88,6 @@ def hits_by_size(runs: Sequence[Run], streams: str = "users") -> Picture:
             ]
             if all(math.isfinite(y) for _, y in points):
                 axes.plot(*zip(*points, strict=True), color=GREY, ls=":", lw=1.2, zorder=1)
-        axes.set_ylim(0, 105)
         axes.set_title("dotted: what the picks allow, first looks included", fontsize=9, color=GREY, loc="left")
     return picture
 
@@ -122,8 +121,8 @@ def gain(runs: Sequence[Run], by: str, plain: str = "direct", figure: str = "com
         for a in {arm.value: arm for arm in (ends[0], ends[-1])}.values():
             of, to = (_through(a.runs, e) for e in (executor, plain))
             told.append(f"{said(ratio(of, to, figure), 'times')} at {by}={a.value}")
-        parts.append(f"{executor} {' and '.join(told)}")
-    found = [f"{a.value} {HITS.said(a.runs)}" for a in arms(ends[-1].runs, "executor") if hits(a.runs[0]).n]
+        parts.append(f"`{executor}` {' and '.join(told)}")
+    found = [f"`{a.value}` {HITS.said(a.runs)}" for a in arms(ends[-1].runs, "executor") if hits(a.runs[0]).n]
     had = (
         f" Found in the cache of what it was asked for, at {by}={ends[-1].value}: {', '.join(found)}." if found else ""
     )
@@ -134,7 +133,7 @@ def conflicts(runs: Sequence[Run], by: str = "workers") -> Sentence:
     """The share of attempts that met a conflict, by executor and `by`."""
     parts = []
     for a in arms(runs, by):
-        told = [f"{e.value} {said(e.estimate('conflicts/attempts'), '%')}" for e in arms(a.runs, "executor")]
+        told = [f"`{e.value}` {said(e.estimate('conflicts/attempts'), '%')}" for e in arms(a.runs, "executor")]
         parts.append(f"{by} {_number(a.value)}: {', '.join(told)}")
     return (
         Sentence(f"**Attempts that met a conflict, {'; '.join(parts)}.**")

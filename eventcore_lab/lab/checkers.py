@@ -12,7 +12,7 @@ from pathlib import Path
 import duckdb
 from msgspec import Struct
 
-from eventcore_lab.lab.evidence import Evidence, line_of, opened
+from eventcore_lab.lab.evidence import IN_DOUBT, Evidence, line_of, opened
 from eventcore_lab.lab.invariant import Invariant
 from eventcore_lab.lab.invariants_projected import INVARIANTS_PROJECTED
 from eventcore_lab.lab.invariants_read import INVARIANTS_READ
@@ -115,9 +115,10 @@ _FACTS: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (
         ("followed", "acked"),
-        """SELECT median(lag_ms) AS "reader lag p50 ms", quantile_disc(lag_ms, 0.99) AS "reader lag p99 ms"
+        f"""SELECT median(lag_ms) AS "reader lag p50 ms", quantile_disc(lag_ms, 0.99) AS "reader lag p99 ms"
            FROM (SELECT greatest(min(seen_ns) - any_value(ended_ns), 0) / 1e6 AS lag_ms
-                 FROM followed JOIN acked USING (event_id) WHERE began_ns >= 0  -- not what the store was filled with
+                 FROM followed JOIN acked USING (event_id) ANTI JOIN ({IN_DOUBT}) USING (worker)
+                 WHERE began_ns >= 0  -- not what the store was filled with
                  GROUP BY reader, event_id)""",
     ),
     (("counts",), """SELECT sum(value) FILTER (name = 'reads left out') AS "reads left out" FROM counts"""),

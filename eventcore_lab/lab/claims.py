@@ -80,7 +80,9 @@ def claim(
         raise unknown("figure", figure, UNITS)
     found = ratio(ours, theirs, figure)
     means = [_mean(runs, figure) for runs in (ours, theirs)]
-    reason = f"{figure}: {_short(means[0])} to {_short(means[1])}{'' if UNITS[figure] == '/s' else ' '}{UNITS[figure]}"
+    words = {"commands_per_second": "operations/s", "events_per_second": "events/s"}.get(figure, UNITS[figure])
+    name = "" if figure in ("commands_per_second", "events_per_second") else f"{figure}: "
+    reason = f"{name}{_short(means[0])} to {_short(means[1])} {words}"
     return settled(topic, text, found, "times", reason, ours[0].run_id, at_least=at_least, at_most=at_most)
 
 
@@ -124,7 +126,7 @@ def _answer(claims: Sequence[Claim], verdict: Verdict) -> str:
     broken = [j for j in verdict.judgements if j.status == "violated"]
     parts = [f"Not correct: {'; '.join(f'{j.name}: {j.reason}' for j in broken[:3])}"] if broken else []
     for status, words in (("held", "Yes"), ("not held", "No"), ("not settled", "Not settled")):
-        told = [f"{c.text} ({c.judgement.shown}, {c.limit})" for c in claims if c.status == status]
+        told = [f"{c.text} ({c.judgement.shown})" for c in claims if c.status == status]
         if told:
             parts.append(f"{words}: " + "; ".join(told))
     return ". ".join(parts) + "." if parts else "Nothing was measured."

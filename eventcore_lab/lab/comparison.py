@@ -186,7 +186,7 @@ def _told(found: Comparison, what: str, figure: str, words: tuple[str, str]) -> 
 
 def ratios(found: Comparison, what: str = "takes") -> Picture:
     """How many times the baseline's each store's throughput (`takes`) or latency at the common rate (`waits`) is, by classes,
-    with intervals. The band is where nobody should care; an interval that goes on beyond the picture ends at its edge."""
+    with intervals. The band is where nobody should care; an interval that goes on beyond the picture ends in an arrow."""
     words = {"takes": "throughput", "waits": f"{LATENCY} at the common rate"}
     with style():
         rows = [row for row in found.others if getattr(row, what).value > 0]
@@ -207,12 +207,14 @@ def ratios(found: Comparison, what: str = "takes") -> Picture:
             for row in members:
                 n += 1
                 _interval(axes, n, getattr(row, what), found.word(getattr(row, what), "more", "less"))
-                places.append((n, plain(row.store, 34)))
+                places.append((n, row))
             n += 1
-        axes.set_yticks([at for at, _ in places], [name for _, name in places])
+        axes.set_yticks([at for at, _ in places], [plain(row.store, 34) for _, row in places])
         axes.set_ylim(n - 0.3, -0.6)
         axes.grid(visible=False, axis="y")
         _times_axis(axes, [getattr(row, what) for row in rows])
+        for at, row in places:
+            _arrows(axes, at, getattr(row, what), found.word(getattr(row, what), "more", "less"))
         axes.set_xlabel("times the baseline's")
         axes.set_title(f"{words[what]} (hollow: not settled)", fontsize=10, loc="left", color=GREY)
         runs = [run for row in found.rows for run in (row.closed if what == "takes" else row.at_rate)]
@@ -227,6 +229,15 @@ def _interval(axes: Axes, n: float, e: Estimate, word: str) -> None:
     axes.plot([low, high], [n, n], color=BLUE if is_settled else RED, lw=2)
     face = BLUE if is_settled else "white"
     axes.plot([e.value], [n], marker="o", ms=7, color=BLUE if is_settled else RED, markerfacecolor=face, ls="")
+
+
+def _arrows(axes: Axes, n: float, e: Estimate, word: str) -> None:
+    """At the edges of the picture that an interval goes beyond."""
+    left, right = axes.get_xlim()
+    colour = RED if word == "not settled" else BLUE
+    for edge, marker, is_beyond in ((left, "<", e.low < left), (right, ">", e.high > right)):
+        if is_beyond:
+            axes.plot([edge], [n], marker=marker, ms=7, color=colour, ls="", clip_on=False)
 
 
 def _times_axis(axes: Axes, found: Sequence[Estimate]) -> None:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from eventcore_lab.schema import JOURNAL, NOT_COMPARED, NOT_SETTLED, SAMPLE_WORDS, Outcome
+from eventcore_lab.schema import CLOCK_DOUBT, JOURNAL, NOT_COMPARED, NOT_SETTLED, SAMPLE_WORDS, Outcome
 
 MEMORY_MAX = "2GiB"
 LOST = {
@@ -35,6 +35,9 @@ LOST = {
     "projected": "no read model was kept",
 }
 """Why an invariant is not tested when a table of evidence is not there."""
+IN_DOUBT = f"""SELECT substr(name, {len(CLOCK_DOUBT) + 1})::SMALLINT AS worker
+               FROM counts WHERE starts_with(name, '{CLOCK_DOUBT}') AND value > 0"""
+"""The workers whose times are not to be taken from those of others: they had a clock of their own."""
 
 _OK, _CONFLICT, _FAILED, _UNKNOWN = int(Outcome.OK), int(Outcome.CONFLICT), int(Outcome.FAILED), int(Outcome.UNKNOWN)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Protocol
 
 import numpy as np
@@ -154,9 +155,9 @@ def picture(shown: Shown, name: str) -> Picture:
     """The figure of one fault along its setting, a line for each arm, shares with their intervals."""
     fault = KNOWN[name]
     with style():
-        drawn = Picture(f"{name}: {fault.figure} along {fault.setting}", 0.95)
-        axes = drawn.add_subplot()
         arms = _arms(shown, name)
+        drawn = Picture(f"{name}: {fault.figure} along {fault.setting}", 0.95 if arms else 0.2)
+        axes = drawn.add_subplot()
         if not arms:
             nothing(axes)
             return drawn
@@ -229,7 +230,7 @@ def shares(shown: Shown) -> Picture:
             axes.plot([e.value], [n], "X", color=RED, ms=7, clip_on=False)
             if ours is not None:
                 axes.plot([estimate(ours).value], [n], "o", color=BLUE, ms=5, clip_on=False)
-        labels = [f"{name}  {plain(KNOWN[name].figure, 44)}" for name, _ in rows]
+        labels = [f"{name}  {fill(plain(KNOWN[name].figure, 80), 44)}" for name, _ in rows]
         axes.set_yticks(range(len(rows)), labels, fontsize=8)
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
@@ -283,9 +284,13 @@ def counted(shown: Shown) -> Sentence:
     """How many of the thirty were shown, and which were not."""
     by_status = {name: status(shown, name) for name in KNOWN}
     seen = [name for name, text in by_status.items() if text.startswith("shown")]
-    missing = [f"{name} ({text.removeprefix('not shown: ')})" for name, text in by_status.items() if name not in seen]
+    why: dict[str, list[str]] = {}
+    for name, text in by_status.items():
+        if name not in seen:
+            why.setdefault(text.removeprefix("not shown: "), []).append(name)
+    missing = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in why.items())
     text = f"**{len(seen)} of the {len(KNOWN)} faults were shown with a number.**"
-    return Sentence(text + (f" Not shown: {'; '.join(missing)}." if missing else ""))
+    return Sentence(text + (f" Not shown: {missing}." if missing else ""))
 
 
 def claimed_of(shown: Shown, name: str, run_id: str) -> Claim:

@@ -39,21 +39,11 @@ from eventcore_lab.lab.stats import NOTHING, Estimate
 from eventcore_lab.schema import Outcome
 
 
-def until_ns(run: Run) -> int:
-    """When the last operation ended."""
-    return int(run.samples["ended_ns"].to_numpy().max()) if len(run.samples) else run.window_ns[1]
-
-
-def looks(run: Run, name: str, source: str = "loader") -> pl.DataFrame:
-    """Columns t_ns, value of a gauge from before the load to its end."""
-    return run.gauge(source, name, steady=False).filter(pl.col("t_ns") <= until_ns(run))
-
-
 def per_command(run: Run) -> Estimate:
     """By how many bytes the load process grows with a command, after the warm-up: the median slope of all pairs of looks over
     the commands that had ended by then, so that it does not matter whether they came evenly; with its interval. NaN with less
     than two looks."""
-    series = looks(run, "resident_bytes").filter(pl.col("t_ns") >= run.warmup_ns)
+    series = run.looks("resident_bytes").filter(pl.col("t_ns") >= run.warmup_ns)
     ended = np.sort(run.samples.filter(pl.col("outcome") == int(Outcome.OK))["ended_ns"].to_numpy())
     done = np.searchsorted(ended, series["t_ns"].to_numpy(), side="right").astype(np.float64)
     n = int(done[-1] - done[0]) if len(done) else 0
@@ -77,7 +67,7 @@ def grown(commands: int) -> Number:
 def taken(run: Run) -> Estimate:
     """The most memory that the load process had more than before the load, in MiB: between looks as well. NaN where the
     kernel does not tell."""
-    first, highest = looks(run, "resident_bytes"), looks(run, "resident_peak_bytes")
+    first, highest = run.looks("resident_bytes"), run.looks("resident_peak_bytes")
     if not len(highest):
         return NOTHING
     return exactly(max(0.0, float(highest["value"][-1]) - float(first["value"][0])) / MIB, len(highest))
@@ -92,10 +82,10 @@ def peaks(run: Run) -> dict[str, float]:
     first look."""
     found = {}
     for source in ("loader", "server"):
-        if len(series := looks(run, "pss_bytes", source)):
+        if len(series := run.looks("pss_bytes", source)):
             found[source] = float(series["value"].to_numpy().max()) / MIB
     if found.get("loader") and not math.isnan(rose := taken(run).value):
-        found["loader"] = max(found["loader"], float(looks(run, "pss_bytes")["value"][0]) / MIB + rose)
+        found["loader"] = max(found["loader"], float(run.looks("pss_bytes")["value"][0]) / MIB + rose)
     return found
 
 
@@ -165,7 +155,7 @@ def over_time(runs: Sequence[Run], by: str = "executor") -> Picture:
 
 
 def _line(axes: Axes, run: Run, n: int, by: str) -> tuple[float, str, str] | None:
-    series = looks(run, "resident_bytes")
+    series = run.looks("resident_bytes")
     if not len(series):
         return None
     y = (series["value"].to_numpy() - series["value"][0]) / MIB
@@ -182,7 +172,7 @@ def services_over_time(run: Run) -> Picture:
         highest_of = peaks(run)
         for source, peak in highest_of.items():
             colour, dash = (BLUE, "-") if source == "loader" else (RED, "--")
-            series = looks(run, "pss_bytes", source)
+            series = run.looks("pss_bytes", source)
             y = series["value"].to_numpy() / MIB
             axes.plot(series["t_ns"].to_numpy() / NS_PER_S, y, color=colour, ls=dash)
             axes.axhline(peak, color=colour, ls=":", lw=1)
@@ -255,7 +245,7 @@ def highest(run: Run) -> Sentence:
     there = peaks(run)
     if not there:
         return Sentence("Memory was not recorded.")
-    seen = {s: float(v["value"].to_numpy().max()) / MIB for s in there if len(v := looks(run, "pss_bytes", s))}
+    seen = {s: float(v["value"].to_numpy().max()) / MIB for s in there if len(v := run.looks("pss_bytes", s))}
     names = {"loader": "the load process", "server": "the server"}
     told = [
         f"{names[s]} {v:.1f} MiB" + (f" (looks at its PSS saw {seen[s]:.1f})" if s == "loader" else "")
@@ -334,7 +324,7 @@ def settings(runs: Sequence[Run], floor: Sequence[Run]) -> Sentence:
     """What memory to plan for: the process's own, and a state in a cache."""
     if not runs or not (there := peaks(runs[0])):
         return Sentence("Nothing was measured.")
-    begins = float(looks(runs[0], "pss_bytes")["value"][0]) / MIB if "loader" in there else math.nan
+    begins = float(runs[0].looks("pss_bytes")["value"][0]) / MIB if "loader" in there else math.nan
     own = net([r for r in runs if r.row["executor"] == runs[0].row["executor"]], floor)
     text = (
         f"A load process begins with {begins:.0f} MiB; each command leaves {said(own, 'B')} that are not the harness's."

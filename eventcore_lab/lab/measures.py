@@ -175,6 +175,23 @@ class Run:
         start, end = self.window_ns
         return series.filter(pl.col("t_ns").is_between(start, end)) if steady else series
 
+    @cached_property
+    def load_ends_ns(self) -> int:
+        """When the last operation ended; where the window ends if that is later and some never did, or there were none."""
+        ended = [int(self.samples["ended_ns"].to_numpy().max())] if len(self.samples) else []
+        if not ended or (self.samples["outcome"] == int(Outcome.RUNNING)).any():
+            ended.append(self.window_ns[1])
+        return max(ended)
+
+    def looks(self, name: str, source: str = "loader") -> pl.DataFrame:
+        """Columns t_ns, value of a gauge from before the load to its end: afterwards the load processes write down their
+        evidence, which takes memory of its own."""
+        return self.gauge(source, name, steady=False).filter(pl.col("t_ns") <= self.load_ends_ns)
+
+    def memory_of(self, source: str) -> pl.DataFrame:
+        """Columns t_ns, value (bytes): the PSS of the loader up to the end of the load, of the server over the whole run."""
+        return self.looks("pss_bytes") if source == "loader" else self.gauge(source, "pss_bytes", steady=False)
+
     def _gauge_mean(self, source: str, name: str) -> stats.Estimate:
         values = self.gauge(source, name)["value"].to_numpy()
         return stats.mean_with_interval(values, len(values))
@@ -184,18 +201,19 @@ class Run:
         peaks = {
             source: float(series["value"].max())  # type: ignore[arg-type]
             for source in ("loader", "server")
-            if len(series := self.gauge(source, "pss_bytes", steady=False))
+            if len(series := self.memory_of(source))
         }
         if not peaks:
             return stats.NOTHING, ""
         largest = max(peaks, key=lambda source: peaks[source])
-        n = len(self.gauge(largest, "pss_bytes", steady=False))
+        n = len(self.memory_of(largest))
         note = "peak PSS: " + ", ".join(f"{source} {peak / MIB:.0f} MiB" for source, peak in peaks.items())
         return stats.Estimate(peaks[largest] / MIB, math.nan, math.nan, n), note
 
     def _memory_growth(self) -> stats.Estimate:
         """How much the loader's PSS grows over the steady part, in MiB, by its slope; of few looks the last less the first."""
-        series = self.gauge("loader", "pss_bytes")
+        start, end = self.window_ns
+        series = self.looks("pss_bytes").filter(pl.col("t_ns").is_between(start, end))
         return stats.growth(series["t_ns"].to_numpy() / NS_PER_S, series["value"].to_numpy() / MIB)
 
     def _conflicts(self) -> stats.Estimate:

@@ -305,13 +305,13 @@ def rate_over_time(frame: pl.DataFrame, axes: Axes, offered: str) -> Axes:
 
 
 def memory_over_time(run: Run, targets: Targets | None = None) -> Picture:
-    """PSS of the load generator and of the server's processes, MiB."""
+    """PSS of the load generator, up to the end of the load, and of the server's processes, MiB."""
     with style():
         picture = Picture("memory over time")
         axes = picture.add_subplot()
         top = 0.0
         for source, colour, dash in (("loader", BLUE, "-"), ("server", RED, "--")):
-            series = run.gauge(source, "pss_bytes", steady=False)
+            series = run.memory_of(source)
             if len(series):
                 y = series["value"].to_numpy() / MIB
                 axes.plot(series["t_ns"].to_numpy() / NS_PER_S, y, color=colour, ls=dash)

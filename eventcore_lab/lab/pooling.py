@@ -184,7 +184,8 @@ class Effects:
         body = ""
         for first, *rest in map(self.cells, self.rows):
             cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in rest)
-            body += f"<tr><th scope='row'>{html.escape(first)}</th>{cells}</tr>"
+            name = html.escape(first).replace("=", "=<wbr>")  # a setting is long, and this is the widest table
+            body += f"<tr><th scope='row'>{name}</th>{cells}</tr>"
         # Not of the class `verdict`: of those a page shows one, at its top.
         return f"<table class='settings'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 

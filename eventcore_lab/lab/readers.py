@@ -5,8 +5,10 @@ skipped    stored events that it was never given; NULL where the store was not r
 repeated   how many of those deliveries were of an event it had been given before
 reordered  how many had a position that was not above the one delivered just before
 lag_…_ns   from the end of the operation (or batch) that wrote the event (acknowledged, in the steady part) to its delivery;
-           0 where the reader was first; order statistic ⌈pn⌉, NULL where it falls among those that were never delivered
-late_ns    from the last acknowledgement of the load to the last event's delivery; 0 where the reader had kept up
+           0 where the reader was first; order statistic ⌈pn⌉, NULL where it falls among those that were never delivered.
+           Readers are on the run's own clock, so what a worker wrote whose clock is in doubt (schema.CLOCK_DOUBT) has no lag
+late_ns    from the last acknowledgement of the load to the last event's delivery; 0 where the reader had kept up, NULL where
+           a worker's clock is in doubt
 """
 
 from __future__ import annotations
@@ -15,9 +17,15 @@ from pathlib import Path
 
 import duckdb
 
+from eventcore_lab.lab.evidence import IN_DOUBT
 from eventcore_lab.schema import JOURNAL, Outcome, Phase
 
-_FILES = {"followed": "followed-*.parquet", "stored": "stored*.parquet", "writes": "writes-*.parquet"}
+_FILES = {
+    "followed": "followed-*.parquet",
+    "stored": "stored*.parquet",
+    "writes": "writes-*.parquet",
+    "counts": "counts-clocks.parquet",
+}
 
 # An event id counts once: a store that keeps an event twice has not skipped it when the reader had it once.
 _READERS = f"""
@@ -34,19 +42,20 @@ missing AS (
     SELECT d.reader, count(*) FILTER (f.event_id IS NULL) AS skipped
     FROM deliveries AS d, (SELECT DISTINCT event_id FROM stored) AS s
     LEFT JOIN firsts AS f ON f.reader = d.reader AND f.event_id = s.event_id GROUP BY d.reader),
+in_doubt AS ({IN_DOUBT}),
 acknowledged AS (
-    SELECT w.event_id, s.phase, s.ended_ns FROM writes AS w
+    SELECT w.worker, w.event_id, s.phase, s.ended_ns FROM writes AS w
     JOIN samples AS s ON s.run_id = $run_id AND s.worker = w.worker AND s.operation = w.operation
     WHERE w.outcome = {int(Outcome.OK)} AND w.event_id IS NOT NULL AND s.outcome = {int(Outcome.OK)}
     UNION ALL  -- an append that is several operations' (those put together in batches) counts from its own end
-    SELECT w.event_id, CASE WHEN w.began_ns >= r.warmup_s * 1e9 THEN {int(Phase.STEADY)} ELSE {int(Phase.WARMUP)} END,
+    SELECT w.worker, w.event_id, CASE WHEN w.began_ns >= r.warmup_s * 1e9 THEN {int(Phase.STEADY)} ELSE {int(Phase.WARMUP)} END,
            w.ended_ns FROM writes AS w, runs AS r
     WHERE r.run_id = $run_id AND w.operation < 0 AND w.outcome = {int(Outcome.OK)} AND w.event_id IS NOT NULL),
 lags AS (
     SELECT d.reader, CASE WHEN f.seen_ns IS NOT NULL THEN greatest(f.seen_ns - a.ended_ns, 0) END AS lag_ns,
            row_number() OVER (PARTITION BY d.reader ORDER BY f.seen_ns - a.ended_ns NULLS LAST) AS rank,
            count(*) OVER (PARTITION BY d.reader) AS n
-    FROM deliveries AS d, (SELECT * FROM acknowledged WHERE phase = {int(Phase.STEADY)}) AS a
+    FROM deliveries AS d, (SELECT * FROM acknowledged ANTI JOIN in_doubt USING (worker) WHERE phase = {int(Phase.STEADY)}) AS a
     LEFT JOIN firsts AS f ON f.reader = d.reader AND f.event_id = a.event_id),
 percentiles AS (
     SELECT reader,
@@ -57,7 +66,8 @@ percentiles AS (
     FROM lags GROUP BY reader)
 SELECT $run_id AS run_id, reader, delivered, CASE WHEN $has_stored THEN coalesce(skipped, 0) END AS skipped,
        repeated, reordered, lag_p50_ns, lag_p95_ns, lag_p99_ns, lag_max_ns,
-       greatest(last_seen_ns - (SELECT max(ended_ns) FROM acknowledged), 0) AS late_ns
+       CASE WHEN NOT EXISTS (FROM in_doubt)
+            THEN greatest(last_seen_ns - (SELECT max(ended_ns) FROM acknowledged), 0) END AS late_ns
 FROM deliveries LEFT JOIN missing USING (reader) LEFT JOIN percentiles USING (reader)"""
 
 

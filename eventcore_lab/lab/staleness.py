@@ -74,7 +74,7 @@ def cost(writers: Sequence[Run]) -> Sentence:
     """What writers do beside each read model, of what they do without."""
     alone = where(writers, projection="")
     told = [
-        f"{way.value} {said(ratio(way.runs, alone, _RATE), 'times')}"
+        f"`{way.value}` {said(ratio(way.runs, alone, _RATE), 'times')}"
         for way in arms(writers, "projection")
         if way.value
     ]
@@ -92,9 +92,9 @@ def behind(writers: Sequence[Run]) -> Sentence:
     for way in (way for way in arms(writers, "projection") if way.value):
         lag = lag_ms(way.runs)
         if lag.n and lag.high > 0:
-            told.append(f"{way.value} {digits(lag.value)} ms in the median, {digits(lag.high)} ms at worst")
+            told.append(f"`{way.value}` {digits(lag.value)} ms in the median, {digits(lag.high)} ms at worst")
         elif lag.n:
-            told.append(f"{way.value} never")
+            told.append(f"`{way.value}` never")
     return Sentence(f"**Behind the store: {'; '.join(told)}.**" if told else "No read model was kept.")
 
 
@@ -153,7 +153,7 @@ def refreshes(looks: Sequence[Run]) -> Sentence:
         known = sorted((events, took) for events, took in sizes if took.n)
         if known:
             first, last = known[0], known[-1]
-            text = f"{view.value} {digits(first[1].value)} ms over {first[0]:,} events"
+            text = f"`{view.value}` {digits(first[1].value)} ms over {first[0]:,} events"
             told.append(text + (f", {digits(last[1].value)} ms over {last[0]:,}" if last[0] > first[0] else ""))
     return Sentence(f"**A refresh takes, in the median: {'; '.join(told)}.**" if told else "Nothing was refreshed.")
 
@@ -218,7 +218,7 @@ def asked(looks: Sequence[Run]) -> Sentence:
     """How long a look-up takes in each read model, with the most events in the store."""
     most = largest(looks)
     told = [
-        f"{way.value} {said(way.estimate('p50'), 'ms')} in the median, {digits(way.estimate('p99').value)} ms at p99"
+        f"`{way.value}` {said(way.estimate('p50'), 'ms')} in the median, {digits(way.estimate('p99').value)} ms at p99"
         for way in arms(most, "projection")
     ]
     if not told:

@@ -122,6 +122,9 @@ def _invariants(lab: Lab, found: list[Evidence]) -> tuple[Judgement, ...]:
     return judge(Targets.of(name=TITLE), *runs).judgements if runs else ()
 
 
+TOLD_MAX = 3
+
+
 def _answer(found: list[Evidence], verdict: Verdict) -> str:
     if not found:
         return "Nothing was claimed in this Lab yet: the other notebooks do, each about its topic."
@@ -129,11 +132,8 @@ def _answer(found: list[Evidence], verdict: Verdict) -> str:
     counts = Counter(e.claim.status for e in found)
     said = ", ".join(f"{counts[status]} {status}" for status in SIGNS if counts[status])
     text = f"{len(tested)} of {len(TOPICS)} topics were tested here; of {len(found)} claims {said}."
-    for status in ("not held", "not settled"):
-        names = [
-            f"{e.claim.name} ({e.claim.shown}, {e.claim.limit}; {e.store})" for e in found if e.claim.status == status
-        ]
-        text += f" {status.capitalize()}: {'; '.join(names[:5])}{' …' if len(names) > 5 else ''}." if names else ""
+    names = [f"{e.claim.name} ({e.claim.shown}; {e.store})" for e in found if e.claim.status == "not held"]
+    text += f" Not held: {'; '.join(names[:TOLD_MAX])}{' …' if len(names) > TOLD_MAX else ''}." if names else ""
     broken = [j for j in verdict.judgements if j.status == "violated"]
     text += f" Evidence from runs that were not correct: {'; '.join(j.name for j in broken)}." if broken else ""
     untested = [topic for topic in TOPICS if topic not in tested]

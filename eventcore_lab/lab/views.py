@@ -58,9 +58,10 @@ def along(
     label: str = "",
     default: Value | None = None,
     names: Names | None = None,
+    span: tuple[float, float] | None = None,
 ) -> Picture:
     """`figure`, with its interval, along the setting `by` (a column or an option, see `arms.value_of`); one line for each
-    value of `lines`, named at its end by `names` or its value."""
+    value of `lines`, named at its end by `names` or its value. `span`: from where to where the axis of the figure goes."""
     with style():
         picture = Picture(f"{WORDS[figure]} along {label or by}")
         axes = picture.add_subplot()
@@ -80,6 +81,8 @@ def along(
         limits = [t for t in targets.thresholds if t.name == figure] if targets else []
         ends_of = [e.high for _, e in every if e.has_interval]
         _y_axis(axes, [e.value for _, e in every] + ends_of + [t.limit for t in limits], figure)
+        if span:
+            axes.set_ylim(*span)
         for t in limits:
             axes.axhline(t.limit, color=RED, lw=1, ls="--")
             axes.annotate(f"target: {t}", (0.01, t.limit), (0, 3), xycoords=("axes fraction", "data"),
@@ -94,7 +97,8 @@ def _line(axes: Axes, points: Sequence[tuple[float, Estimate]], colour: str, mar
     x, y = np.array([x for x, _ in points]), np.array([e.value for _, e in points])
     spans = [[max(e.value - e.low, 0) if e.has_interval else 0 for _, e in points],
              [max(e.high - e.value, 0) if e.has_interval else 0 for _, e in points]]  # fmt: skip
-    axes.errorbar(x, y, np.array(spans), color=colour, marker=marker, ms=5, ls=dash, capsize=3, elinewidth=1)
+    axes.errorbar(x, y, np.array(spans), color=colour, marker=marker, ms=5, ls=dash, capsize=3, elinewidth=1,
+                  clip_on=False)  # a line along zero lies on the edge
 
 
 def _x_axis(axes: Axes, values: Sequence[float], label: str) -> None:

@@ -55,7 +55,7 @@ class Table:
 
     def _cells(self) -> list[list[str]]:
         rows = self.frame.iter_rows(named=True)
-        return [[_shown(column, row[column]) for _, column in self._HEADS] for row in rows]
+        return [[_shown(column, row[column], row["skipped"] == 0) for _, column in self._HEADS] for row in rows]
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th scope='col'>{head}</th>" for head, _ in self._HEADS)
@@ -70,8 +70,11 @@ class Table:
         return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in lines)
 
 
-def _shown(column: str, value: bool | float | str | None) -> str:
+def _shown(column: str, value: bool | float | str | None, is_whole: bool) -> str:
+    """`is_whole`: the reader got everything, so that a lag it does not have is one that two machines' clocks do not tell."""
     if value is None:
+        if column.startswith("lag") and is_whole:
+            return "not known"
         return "never" if column.startswith("lag") else "not read back"
     if isinstance(value, bool):
         return "yes" if value else "no"

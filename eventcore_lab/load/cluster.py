@@ -19,12 +19,14 @@ from typing import Any
 import msgspec
 
 from eventcore_lab.clock import now_ns, sleep_s
+from eventcore_lab.load.evidence import write_rows
 from eventcore_lab.load.loaders import Loaded, all_or_first_error
 from eventcore_lab.load.offsets import Offset, doubt_ns, offset_of, widened
 from eventcore_lab.load.places import Places, aside
-from eventcore_lab.load.stripe import STOP_FILE, Gathered, Order, Seen, Usage, look, stripe
+from eventcore_lab.load.stripe import STOP_FILE, Gathered, Order, Seen, Usage, gauges_of, look, stripe
 from eventcore_lab.load.worker import Job
 from eventcore_lab.load.workers import START_TIMEOUT_S, Worker, WorkerDied
+from eventcore_lab.schema import CLOCK_DOUBT
 
 REHEARSAL_TIMEOUT_S = 90.0
 ROUND_TRIPS = 8
@@ -50,7 +52,8 @@ class Stripes:
         self._offsets: dict[str, Offset] = {}
         self._at: dict[str, int] = {}
         self._compared_ns, self._comparing_ns, self._doubts = now_ns(), 0, dict[str, int]()
-        self._futures: list[Any] = []
+        self._futures: dict[int, Any] = {}
+        """Of what is under way; those that are done hold what was brought back."""
         self._gathered: dict[int, Gathered] = {}
         self._gone: set[int] = set()
         self._silent = ""
@@ -113,11 +116,12 @@ class Stripes:
         said = [self._gathered[n].facts for n in range(len(self._jobs))]
         self._acknowledged = max(int(facts["acknowledged"]) for facts in said)
         together = Loaded.together(said)
-        return msgspec.structs.replace(together, notes=self._told(), gauges=gauges_of(self._usages()))
+        notes = [*together.notes, *self._told()]
+        return msgspec.structs.replace(together, notes=notes, gauges=gauges_of(self._usages()))
 
     @property
     def silent(self) -> list[str]:
-        return ["a load process of the cluster"]
+        return [self._who(n) for n in range(len(self._jobs)) if n not in self._gathered]
 
     async def read_back(self, keeps_events: bool) -> int:
         assert self._keeper is not None
@@ -129,8 +133,8 @@ class Stripes:
         (self._folder / STOP_FILE).touch()
         if self._keeper is not None:
             await self._keeper.say("stop")
-        for n, future in enumerate(self._futures):  # one that has not begun by now would be late anyway
-            if n not in self._gathered and not future.done() and not self._places.has_beats:
+        for future in self._futures.values():  # one that has not begun by now would be late anyway
+            if not future.done() and not self._places.has_beats:
                 future.cancel()
 
     async def end(self, timeout_s: float) -> None:
@@ -140,7 +144,7 @@ class Stripes:
 
     async def _give_up(self) -> None:
         """Nothing more is wanted of stripes that are not done: they are told, and not waited for."""
-        under_way = [future for future in self._futures if not future.done()]
+        under_way = [future for future in self._futures.values() if not future.done()]
         if not under_way:
             return
         self._is_stopped = True
@@ -157,12 +161,12 @@ class Stripes:
     def _tokens(self, what: str) -> list[str]:
         return [f"{self._run}-{what}-{n}" for n in range(len(self._jobs))]
 
-    async def _submitted(self, what: str, starts: dict[str, int] | None) -> list[Any]:
-        def submit() -> list[Any]:
-            return [
-                self._places.submit(n, token, stripe, self._order(n, token, starts))
+    async def _submitted(self, what: str, starts: dict[str, int] | None) -> dict[int, Any]:
+        def submit() -> dict[int, Any]:
+            return {
+                n: self._places.submit(n, token, stripe, self._order(n, token, starts))
                 for n, token in enumerate(self._tokens(what))
-            ]
+            }
 
         return await aside(submit, START_TIMEOUT_S)
 
@@ -224,7 +228,7 @@ class Stripes:
             async with asyncio.timeout(REHEARSAL_TIMEOUT_S), self._beating():
                 found = await all_or_first_error([self._result(n) for n in range(len(self._jobs))])
         except TimeoutError:
-            missing = ", ".join(self._who(n) for n, future in enumerate(self._futures) if not future.done())
+            missing = ", ".join(self._who(n) for n, future in self._futures.items() if not future.done())
             raise WorkerDied(f"not ready within {REHEARSAL_TIMEOUT_S:g} s: {missing} (is the cluster busy?)") from None
         for n, one in enumerate(found):
             if one.seen.version != self._here.version:
@@ -252,8 +256,9 @@ class Stripes:
             found: Gathered = await aside(lambda: future.result(timeout=RESULT_TIMEOUT_S), RESULT_TIMEOUT_S)
         except Exception as error:
             raise WorkerDied(f"{self._who(n)} did not come to its end: {_said(error)}") from None
+        del self._futures[n]
         self._gathered[n], self._hosts[n] = found, found.seen.host
-        await asyncio.to_thread(kept, found, n, self._folder, None)
+        found = self._gathered[n] = await asyncio.to_thread(kept, found, n, self._folder, None)
         if found.error:
             raise WorkerDied(f"{self._who(n)}: {found.error}" + _importable(found.error))
         if found.facts.get("reason"):
@@ -289,8 +294,11 @@ class Stripes:
                 after |= await self._compared()
         since_ns = now_ns() - before_ns
         self._doubts = {machine: doubt_ns(o, after.get(machine), since_ns) for machine, o in self._offsets.items()}
-        for n, found in sorted(self._gathered.items()):
-            await asyncio.to_thread(kept, found, n, self._folder, self._doubts.get(found.seen.machine, 0))
+        doubts = {n: self._doubts.get(found.seen.machine, 0) for n, found in sorted(self._gathered.items())}
+        if rows := [(f"{CLOCK_DOUBT}{n}", doubt) for n, doubt in doubts.items() if doubt]:
+            write_rows(self._folder / "counts-clocks.parquet", "counts", rows)
+        for n, doubt in doubts.items():
+            self._gathered[n] = await asyncio.to_thread(kept, self._gathered[n], n, self._folder, doubt)
 
     def _told(self) -> list[tuple[str, str]]:
         """A mark for each stripe: where it ran, and how well its clock is known."""
@@ -301,7 +309,7 @@ class Stripes:
                 + (
                     "on the run's own clock"
                     if g.seen.machine == self._here.machine
-                    else f"a clock known to ± {self._doubts[g.seen.machine] / 1e6:.3f} ms"
+                    else f"a clock known to ± {self._doubts[g.seen.machine] / 1e6:.3f} ms, from which no reader's lag is taken"
                 ),
             )
             for n, g in sorted(self._gathered.items())
@@ -311,9 +319,11 @@ class Stripes:
         return {n: found.usage for n, found in self._gathered.items()}
 
 
-def kept(found: Gathered, n: int, folder: Path, doubt: int | None) -> None:
-    """Write the files of stripe `n` into the run's folder, each whole or not at all. While it is not known how much the spans
-    are in doubt, only the samples, which are not compared with anybody's."""
+def kept(found: Gathered, n: int, folder: Path, doubt: int | None) -> Gathered:
+    """Write the files of stripe `n` into the run's folder, each whole or not at all, and give it without them: together they
+    may be large. While it is not known how much the spans are in doubt, only the samples, which are not compared with
+    anybody's."""
+    left = dict(found.files)
     for name, content in found.files.items():
         is_its_own = Path(name).name == name and name.endswith(f"-{n}.parquet")
         if not is_its_own or name.startswith("samples-") != (doubt is None):
@@ -322,26 +332,8 @@ def kept(found: Gathered, n: int, folder: Path, doubt: int | None) -> None:
         part = folder / f"{name}.part"
         part.write_bytes(widened(content, doubt) if doubt and is_span else content)
         part.replace(folder / name)
-
-
-def gauges_of(usages: dict[int, list[Usage]]) -> list[tuple[str, str, float, int]]:
-    """What each of several load processes used, and all of them together at the times that all were looked at."""
-    found: list[tuple[str, str, float, int]] = []
-    sums: dict[int, list[Usage]] = {}
-    for n, usage in usages.items():
-        for u in usage:
-            sums.setdefault(u.t_ns, []).append(u)
-            if len(usages) > 1:
-                found += _gauges(f"worker {n}", u)
-    for t_ns, parts in sorted(sums.items()):
-        if len(parts) == len(usages):
-            together = Usage(t_ns, sum(u.cpu_percent for u in parts), sum(u.pss_bytes for u in parts))
-            found += _gauges("loader", together)
-    return found
-
-
-def _gauges(source: str, u: Usage) -> list[tuple[str, str, float, int]]:
-    return [(source, "cpu_percent", u.cpu_percent, u.t_ns), (source, "pss_bytes", float(u.pss_bytes), u.t_ns)]
+        del left[name]
+    return msgspec.structs.replace(found, files=left)
 
 
 def _said(error: BaseException) -> str:

@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
+from eventcore_lab.load.folders import taken
 from eventcore_lab.load.stripe import Seen, hear, look
 from eventcore_lab.spec import UsageError, shown
 from eventcore_lab.stores import Address
@@ -56,7 +56,8 @@ class Places(Protocol):
 
     def look(self, n: int) -> Seen: ...
     def beat(self, tokens: Sequence[str], stop: bool) -> set[int]:
-        """Tell the stripes that their run is there, and whether to stop; gives the places that are gone."""
+        """Tell the stripes that their run is there, and whether to stop; gives the places that are gone, once that has been
+        seen twice."""
         ...
 
     def close(self) -> None: ...
@@ -95,6 +96,7 @@ class DaskPlaces:
     def __init__(self, client: Any, workers: int, stack: ExitStack | None = None) -> None:
         self._client, self._stack = client, stack or ExitStack()
         self._addresses = _places_of(_threads(client), workers)
+        self._missed: set[str] = set()
 
     def name(self, n: int) -> str:
         return f"Dask worker {self._addresses[n]}"
@@ -112,7 +114,8 @@ class DaskPlaces:
         living = [address for address in dict.fromkeys(self._addresses) if address in known]
         if living:
             self._client.run(hear, list(tokens), stop, workers=living, on_error="ignore")
-        return {n for n, address in enumerate(self._addresses) if address not in known}
+        missed_before, self._missed = self._missed, set(self._addresses) - set(known)
+        return {n for n, address in enumerate(self._addresses) if address in self._missed & missed_before}
 
     def close(self) -> None:
         with suppress(Exception):  # a cluster that is gone need not be taken leave of
@@ -187,7 +190,7 @@ def _made(workers: int, stack: ExitStack) -> str:
     uses it needs no guard. Nobody else can connect."""
     from distributed import LocalCluster
 
-    folder = stack.enter_context(TemporaryDirectory(prefix="eventcore-lab-dask-"))
+    folder, _ = stack.enter_context(taken("dask"))
     try:
         made = LocalCluster(
             n_workers=workers,
@@ -198,7 +201,7 @@ def _made(workers: int, stack: ExitStack) -> str:
             dashboard_address="127.0.0.1:0",
             worker_dashboard_address="127.0.0.1:0",
             memory_limit=0,
-            local_directory=folder,
+            local_directory=str(folder),
         )
     except (OSError, RuntimeError) as error:
         raise PlacesError(f"no Dask cluster can be made here: {str(error).partition(chr(10))[0]}") from None
@@ -207,8 +210,12 @@ def _made(workers: int, stack: ExitStack) -> str:
 
 
 def _threads(client: Any) -> dict[str, int]:
-    """Address → threads of each of a cluster's workers."""
-    return {address: int(facts["nthreads"]) for address, facts in client.scheduler_info()["workers"].items()}
+    """Address → threads of each of a cluster's workers, as the scheduler says it now: `Client.scheduler_info` gives what the
+    client's own look, every few seconds and without workers, may have put in its place."""
+    if client.status != "running":
+        raise PlacesError(f"the Dask client is {client.status}")
+    known = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
+    return {address: int(facts["nthreads"]) for address, facts in known.items()}
 
 
 def _places_of(threads: dict[str, int], workers: int) -> list[str]:

@@ -9,10 +9,7 @@ installed there too.
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
 import platform
-import shutil
 import signal
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -20,7 +17,6 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import msgspec
@@ -30,8 +26,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from msgspec import Struct
 
-from eventcore_lab.clock import NS_PER_S, now_ns, sleep_s, three_clocks_ns
+from eventcore_lab.clock import NS_PER_S, now_ns, sleep_s
 from eventcore_lab.events import StoreError
+from eventcore_lab.load.folders import is_held, taken
 from eventcore_lab.load.worker import Job
 from eventcore_lab.load.workers import START_TIMEOUT_S, Worker, WorkerDied
 from eventcore_lab.schema import LOCK_FILE, SAMPLE_WORDS
@@ -40,8 +37,8 @@ GATHERED_BYTES_MAX = 512 * 1024**2
 """What one stripe may bring back, compressed: about 20 bytes for each sample, 60 for each event appended."""
 LEASE_S = 30.0
 """A stripe that is told nothing for so long, though its cluster passes words on, belongs to a run that is gone."""
-LEFT_AFTER_S = 60
-_PREFIX = "eventcore-lab-stripe-"
+STOP_FILE = "stop"
+"""In the run's own folder: where that can be seen, its stripes stop."""
 _EVIDENCE = ("writes", "reads", "joint_reads", "counts", "executed")
 _LOOK_EVERY_S = 0.1
 _USAGE_EVERY_S, _USAGES_MAX = 0.25, 2000
@@ -107,6 +104,28 @@ class Usage(Struct, frozen=True):
     cpu_percent: float
     pss_bytes: int
 
+    def gauges(self, source: str) -> list[tuple[str, str, float, int]]:
+        """As gauges (source, name, value, ns since the start)."""
+        return [
+            (source, "cpu_percent", self.cpu_percent, self.t_ns),
+            (source, "pss_bytes", float(self.pss_bytes), self.t_ns),
+        ]
+
+
+def gauges_of(usages: dict[int, list[Usage]]) -> list[tuple[str, str, float, int]]:
+    """What each of several load processes used, and all of them together at the times that all were looked at."""
+    found: list[tuple[str, str, float, int]] = []
+    sums: dict[int, list[Usage]] = {}
+    for n, usage in usages.items():
+        for u in usage:
+            sums.setdefault(u.t_ns, []).append(u)
+            if len(usages) > 1:
+                found += u.gauges(f"worker {n}")
+    for t_ns, parts in sorted(sums.items()):
+        if len(parts) == len(usages):
+            found += Usage(t_ns, sum(u.cpu_percent for u in parts), sum(u.pss_bytes for u in parts)).gauges("loader")
+    return found
+
 
 class Gathered(Struct, frozen=True, kw_only=True):
     """What a stripe brings back: where it ran, what its process said in the end (`facts`; {} if it did not come to that,
@@ -157,18 +176,12 @@ def _no_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what stripes left in `folder` that were killed together with whoever ran them."""
-    for left in folder.glob(f"{_PREFIX}*"):
-        with suppress(OSError):  # another's, or gone meanwhile
-            age_ns = three_clocks_ns()[1] - left.stat().st_mtime_ns
-            if age_ns > LEFT_AFTER_S * NS_PER_S and _is_free(left / LOCK_FILE):
-                shutil.rmtree(left, ignore_errors=True)
-
-
 class _Stripe:
     def __init__(self, order: Order) -> None:
         self.order, self.began_ns, self.pid, self.ready_ns = order, now_ns(), 0, 0
+        # Decided once: a container of the same kernel, or another user, may never see the run's folder, and that it is not
+        # seen must not mean to them that the run has ended.
+        self.sees_run = order.machine == _machine() and _is_there(Path(order.home))
         self.usage: list[Usage] = []
 
     async def whole(self) -> Gathered:
@@ -177,15 +190,14 @@ class _Stripe:
         error = ""
         files: dict[str, bytes] = {}
         try:
-            sweep(Path(gettempdir()))
-            with TemporaryDirectory(prefix=_PREFIX) as folder:
-                job = msgspec.structs.replace(msgspec.json.decode(self.order.job, type=Job), spool=folder)
+            with taken("stripe") as (folder, lock):
+                job = msgspec.structs.replace(msgspec.json.decode(self.order.job, type=Job), spool=str(folder))
                 try:
-                    facts = await self._carried_out(job)
+                    facts = await self._carried_out(job, lock)
                 except (StoreError, WorkerDied, OSError, TimeoutError) as wrong:
                     error = str(wrong) or type(wrong).__name__
                 if self.order.starts is not None:
-                    files, too_much = gathered(Path(folder), job.worker)
+                    files, too_much = gathered(folder, job.worker)
                     error = error or too_much
         finally:
             del _ears[self.order.token]
@@ -194,10 +206,8 @@ class _Stripe:
             seen=look(), pid=self.pid, took_ns=took_ns, facts=facts, error=error, files=files, usage=self.usage
         )
 
-    async def _carried_out(self, job: Job) -> dict[str, Any]:
+    async def _carried_out(self, job: Job, lock: int) -> dict[str, Any]:
         start_ns = self._start_ns()
-        lock = os.open(Path(job.spool) / LOCK_FILE, os.O_CREAT | os.O_RDWR, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX)
         worker = None
         try:
             worker = await Worker.spawn(job, lock)
@@ -214,7 +224,6 @@ class _Stripe:
         finally:
             if worker is not None:
                 await worker.end()
-            os.close(lock)
 
     def _start_ns(self) -> int:
         """When to start by this machine's clock. Raises WorkerDied when that is past: somebody starts it a second time."""
@@ -254,7 +263,8 @@ class _Stripe:
     def _is_told_to_stop(self) -> bool:
         if self.ear.is_stopped:
             return True
-        if self.order.machine == _machine() and _is_over(Path(self.order.home)):
+        home = Path(self.order.home)
+        if self.sees_run and (not _is_there(home) or (home / STOP_FILE).exists()):
             return True
         return self.order.has_beats and now_ns() - self.ear.heard_ns > LEASE_S * NS_PER_S
 
@@ -275,30 +285,12 @@ class _Stripe:
                 spent_s = times.user + times.system
 
 
-STOP_FILE = "stop"
-"""In the run's own folder: where that can be seen, its stripes stop."""
-
-
-def _is_over(home: Path) -> bool:
-    """Whether a run whose folder this is wants to stop, has ended, or has died: nobody holds its lock any more."""
-    if (home / STOP_FILE).exists():
-        return True
+def _is_there(home: Path) -> bool:
+    """Whether the run whose folder this is can be seen from here, and has neither ended nor died: somebody holds its lock."""
     try:
-        return _is_free(home / LOCK_FILE)
+        return is_held(home / LOCK_FILE)
     except OSError:
-        return True
-
-
-def _is_free(path: Path) -> bool:
-    """Whether nobody holds this lock. Raises OSError when it is not there."""
-    lock = os.open(path, os.O_RDWR)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
         return False
-    finally:
-        os.close(lock)
 
 
 def gathered(folder: Path, worker: int, bytes_max: int = GATHERED_BYTES_MAX) -> tuple[dict[str, bytes], str]:

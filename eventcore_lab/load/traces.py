@@ -7,6 +7,7 @@ columns, wherever and by whomever.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import re
@@ -52,12 +53,12 @@ ODD_QUOTES = "quotation mark too many: rows may have run together"
 _HEAD_BYTES = 1 << 20
 _ROW_BYTES_MAX = 16 << 20
 """Arrow reads a CSV file in blocks, and a row must end in the block behind its own."""
+_MARKING = "eventcore_lab.marking"
 _DELIMITERS = ",;\t|"
-# The well-formed byte sequences of the Unicode standard, table 3-7. Arrow, asked to match bytes, takes a byte for a character.
-_UTF_8 = (
-    r"^(?s:[\x00-\x7f]|[\xc2-\xdf][\x80-\xbf]|\xe0[\xa0-\xbf][\x80-\xbf]|[\xe1-\xec\xee\xef][\x80-\xbf]{2}"
-    r"|\xed[\x80-\x9f][\x80-\xbf]|\xf0[\x90-\xbf][\x80-\xbf]{2}|[\xf1-\xf3][\x80-\xbf]{3}|\xf4[\x80-\x8f][\x80-\xbf]{2})*$"
-)
+_NO_UTF_8 = "\U0010ffff"
+"""Stands for bytes that are no UTF-8 while a file with some is read: Unicode keeps it free of any meaning."""
+
+codecs.register_error(_MARKING, lambda error: (_NO_UTF_8, error.end))  # type: ignore[attr-defined]
 
 
 class Reading(Struct, frozen=True, kw_only=True):
@@ -140,12 +141,12 @@ def read_trace(reading: Reading) -> Trace:
 def _remembered(path: Path, _mtime_ns: int, _size: int, reading: Reading) -> Trace:
     import pyarrow as pa
 
-    digest, quotes = _digest(path)
+    digest, quotes, is_text = _gone_through(path)
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
     is_parquet = head.startswith(b"PAR1")
     try:
-        rows = _parquet_rows(path, reading) if is_parquet else _csv_rows(path, head, reading)
+        rows = _parquet_rows(path, reading) if is_parquet else _csv_rows(path, head, is_text, reading)
         if not is_parquet and quotes % 2:
             rows.unread[ODD_QUOTES] = 1
         return _trace(path.name, digest, rows, reading.tz)
@@ -155,14 +156,26 @@ def _remembered(path: Path, _mtime_ns: int, _size: int, reading: Reading) -> Tra
         raise ValueError(f"{path.name} cannot be read: {what}{hint}") from None
 
 
-def _digest(path: Path) -> tuple[str, int]:
-    """The first half of the SHA-256 of what is in the file is enough to tell it; and how many quotation marks it has."""
-    digest, quotes = hashlib.sha256(), 0
+def _gone_through(path: Path) -> tuple[str, int, bool]:
+    """The first half of the SHA-256 of what is in the file, which is enough to tell it; how many quotation marks it has;
+    whether all of it is UTF-8."""
+    digest, quotes, is_text = hashlib.sha256(), 0, True
+    decoder = codecs.getincrementaldecoder("utf-8")()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
             quotes += chunk.count(b'"')
-    return digest.hexdigest()[:16], quotes
+            is_text = is_text and _goes_on(decoder, chunk)
+    return digest.hexdigest()[:16], quotes, is_text and _goes_on(decoder, b"")
+
+
+def _goes_on(decoder: codecs.IncrementalDecoder, chunk: bytes) -> bool:
+    """Whether the chunk goes on as UTF-8 behind those before it; b"": whether it may end here."""
+    try:
+        decoder.decode(chunk, final=not chunk)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _line(error: Exception) -> str:
@@ -177,12 +190,11 @@ def _parquet_rows(path: Path, reading: Reading) -> _Rows:
         chosen = _chosen(names, reading, path.name)
         _check_size(file.metadata.num_rows, path.name)
         table = file.read(columns=[names[at] for at in chosen.values()])
-    table, unread = _readable(table)
-    columns = {role: table.column(names[at]) for role, at in chosen.items()}
-    return _Rows(columns, {role: names[at] for role, at in chosen.items()}, {NO_TEXT: unread})
+        columns = {role: table.column(names[at]) for role, at in chosen.items()}
+    return _Rows(columns, {role: names[at] for role, at in chosen.items()}, {})
 
 
-def _csv_rows(path: Path, head: bytes, reading: Reading) -> _Rows:
+def _csv_rows(path: Path, head: bytes, is_text: bool, reading: Reading) -> _Rows:
     import pyarrow as pa
     import pyarrow.csv as pc
 
@@ -190,7 +202,7 @@ def _csv_rows(path: Path, head: bytes, reading: Reading) -> _Rows:
     chosen = _chosen(names, reading, path.name)
     columns = [f"f{n}" for n in range(len(names))]  # what the file calls them need not be unique
     wanted = {role: columns[at] for role, at in chosen.items()}
-    unread: dict[str, int] = {}
+    unread: dict[str, int] = {} if is_text else {NO_TEXT: 0}
 
     def skip(row: Any) -> str:
         reason = TOO_FEW if row.actual_columns < row.expected_columns else TOO_MANY
@@ -199,50 +211,46 @@ def _csv_rows(path: Path, head: bytes, reading: Reading) -> _Rows:
         return "skip"
 
     with pc.open_csv(
-        path,
+        path if is_text else _marked(path),
         read_options=pc.ReadOptions(column_names=columns, skip_rows=skipped, block_size=_ROW_BYTES_MAX),
         parse_options=pc.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip),
         convert_options=pc.ConvertOptions(
-            column_types=dict.fromkeys(wanted.values(), pa.binary()),
+            column_types=dict.fromkeys(wanted.values(), pa.string()),
             include_columns=list(dict.fromkeys(wanted.values())),
         ),
     ) as batches:
-        schema = pa.schema([(f, pa.string()) for f in batches.schema.names])
-        table = pa.Table.from_batches(_texts(batches, schema, path.name, unread), schema)
+        table = pa.Table.from_batches(_bounded(batches, path.name, unread), batches.schema)
     return _Rows(
         {role: table.column(f) for role, f in wanted.items()}, {r: names[n] for r, n in chosen.items()}, unread
     )
 
 
-def _texts(batches: Any, schema: Any, name: str, unread: dict[str, int]) -> Iterator[Any]:
-    """Batches of bytes as text. Rows that are none are left out, and counted."""
+def _bounded(batches: Any, name: str, unread: dict[str, int]) -> Iterator[Any]:
+    """Batches, where some bytes were no text without the rows that have them, which are counted."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     rows = 0
     for batch in batches:
         _check_size(rows := rows + batch.num_rows, name)
-        try:
-            yield batch.cast(schema)
-        except pa.ArrowInvalid:
-            kept, left_out = _readable(batch)
-            unread[NO_TEXT] = unread.get(NO_TEXT, 0) + left_out
-            yield kept.cast(schema)
+        if NO_TEXT in unread:
+            has_some = [
+                pc.match_substring(column, _NO_UTF_8).to_numpy(zero_copy_only=False) for column in batch.columns
+            ]
+            wrong = np.logical_or.reduce(has_some).astype(np.bool_)
+            unread[NO_TEXT] += int(np.count_nonzero(wrong))
+            batch = batch.filter(pa.array(~wrong))
+        yield batch
 
 
-def _readable(table: Any) -> tuple[Any, int]:
-    """The rows of a table, or of a batch, whose texts are UTF-8, and how many are not: Parquet does not see to it either."""
+def _marked(path: Path) -> Any:
+    """The file as UTF-8, with a mark wherever it is none: Arrow would not go on behind such a byte."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
-    wrong: Any = None
-    for column in table.columns:
-        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
-            as_bytes = column.cast(kind).cast(pa.large_binary())
-            found = pc.invert(pc.match_substring_regex(as_bytes, _UTF_8)).fill_null(False)
-            wrong = found if wrong is None else pc.or_(wrong, found)
-    left_out = pc.sum(wrong).as_py() or 0 if wrong is not None else 0
-    return (table.filter(pc.invert(wrong)) if left_out else table), left_out
+    decoder = codecs.getincrementaldecoder("utf-8")(_MARKING)
+    return pa.TransformInputStream(
+        pa.OSFile(str(path)), lambda chunk: decoder.decode(chunk, final=not len(chunk)).encode()
+    )
 
 
 def _check_size(rows: int, name: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from msgspec import Struct
 
 from eventcore_lab.commands import Executor
-from eventcore_lab.events import NewEvent, StreamId, StreamWrite, VersionConflict
+from eventcore_lab.events import NewEvent, StreamId, StreamWrite
 from eventcore_lab.load.workloads.payloads import PAYLOAD_BYTES_MAX, Numbered, check_bytes
 from eventcore_lab.load.workloads.picks import Pick, picking
 from eventcore_lab.load.workloads.sizes import Sizes, lengths_of, sizes_of
@@ -49,7 +49,7 @@ class WriteEvents(Plain):
 
 
 class Append(Struct, frozen=True):
-    """An operation: `events` for stream `n`. `is_stale`: expected one version behind the last that is known."""
+    """An operation: `events` for stream `n`. `is_stale`: expected one version behind where the stream is read to be."""
 
     n: int
     stream: StreamId
@@ -58,16 +58,15 @@ class Append(Struct, frozen=True):
 
 
 class Appends(Plain):
-    """Appends to streams that are there, each expected where this process last knew its stream.
+    """Appends to streams that are there, each expected where its stream is read to be just before, as applications do.
 
-    What is known of a stream is its length at first, then the highest version that an acknowledged append or a conflict
-    has told; a conflict that tells of fewer events than were expected (the store lost some) is believed, too. An unknown
-    outcome tells nothing. It is looked up when the operation begins, not when it is prepared.
+    So an operation is a read and an append, and conflicts if it is stale, or if another one appended to its stream between
+    the two, whichever process that was in: several processes have the conflicts that one has with as many operations under
+    way. One caller alone has exactly those that are stale. A conflict is the outcome of its operation, and nobody tries
+    again.
 
-    So an operation conflicts if it is stale, or if its stream went on since this process was last told: of two under way
-    in one process on one stream, the second; after an append of another process, the next one, which learns of it by
-    that (with two processes alike, a third of all: the number of workers is part of the contention). One caller alone has
-    exactly the conflicts that are stale. A conflict is the outcome of its operation, and nobody tries again.
+    A stream is read from where this process last knew it: what is new, and the event before that. What a process knows
+    decides how much is read and nothing else.
     """
 
     def __init__(
@@ -95,19 +94,14 @@ class Appends(Plain):
         return Append(n, self._stream(n), is_stale, tuple(self._events(first, first + self._batch)))
 
     def start(self, store: Store, executor: Executor) -> Performer:
-        append, batch = store.append, self._batch
+        append, read_stream, batch = store.append, store.read_stream, self._batch
         known = [self._length(n) for n in range(self._streams)]
 
         async def perform(prepared: Any) -> int:
             n = prepared.n
-            expected = max(0, known[n] - prepared.is_stale)  # below 0 is no version
-            try:
-                result = await append([StreamWrite(prepared.stream, expected, prepared.events)])
-            except VersionConflict as conflict:
-                actual = conflict.actual
-                known[n] = actual if actual < expected else max(known[n], actual)
-                raise
-            known[n] = max(known[n], result.versions[0])
+            known[n] = version = (await read_stream(prepared.stream, max(1, known[n]))).version
+            expected = max(0, version - prepared.is_stale)  # below 0 is no version
+            known[n] = (await append([StreamWrite(prepared.stream, expected, prepared.events)])).versions[0]
             return batch
 
         return perform
