@@ -16,7 +16,7 @@ import struct
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -234,20 +234,15 @@ class Clocks:
 
 
 @asynccontextmanager
-async def watched_clocks(tell: Callable[[str, float], None]) -> AsyncIterator[None]:
-    """Look at the clocks until the end of the block, and `tell` what happened to them (see `Clocks.look`)."""
-    clocks = Clocks(*three_clocks_ns())
+async def repeated(look: Callable[[], None], every_s: float) -> AsyncIterator[None]:
+    """Call `look` every so often until the end of the block, and once more then. What it raises is raised at the end."""
 
-    def look() -> None:
-        for name, seconds in clocks.look(*three_clocks_ns()):
-            tell(name, seconds)
-
-    async def watch() -> None:
+    async def repeat() -> None:
         while True:
-            await sleep_s(Clocks.INTERVAL_S)
+            await sleep_s(every_s)
             look()
 
-    task = asyncio.ensure_future(watch())
+    task = asyncio.ensure_future(repeat())
     try:
         yield
     finally:
@@ -255,6 +250,17 @@ async def watched_clocks(tell: Callable[[str, float], None]) -> AsyncIterator[No
         with suppress(asyncio.CancelledError):
             await task
         look()
+
+
+def watched_clocks(tell: Callable[[str, float], None]) -> AbstractAsyncContextManager[None]:
+    """Look at the clocks until the end of the block, and `tell` what happened to them (see `Clocks.look`)."""
+    clocks = Clocks(*three_clocks_ns())
+
+    def look() -> None:
+        for name, seconds in clocks.look(*three_clocks_ns()):
+            tell(name, seconds)
+
+    return repeated(look, Clocks.INTERVAL_S)
 
 
 async def sleep_s(seconds: float) -> None:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import browser
+import pages
 import polars as pl
 import pytest
 
@@ -170,7 +170,9 @@ def test_the_main_job_leaves_a_report_and_ends_with_the_verdicts_code(
     conclusion = json.loads((page.parent / "conclusion.json").read_text())
     assert conclusion["exit_code"] == code
     assert conclusion["answer"] in out and "report: " in out
-    assert store in page.read_text() and (tmp_path / "index.html").exists()
+    assert store in page.read_text()
+    pages.check(page)
+    pages.asks_nobody_and_fits_a_phone(tmp_path / "index.html")
     assert len(lab.runs()) == 6
     put_on = {(r["store"], r["workload"].partition(":")[0], r["projection"]) for r in lab.runs().iter_rows(named=True)}
     commands = ("memory", "update_profile", "") if store == "memory" else ("postgres", "users", "worker")
@@ -178,20 +180,6 @@ def test_the_main_job_leaves_a_report_and_ends_with_the_verdicts_code(
     assert set(lab.runs()["status"]) == {"complete"}
     assert lab.sql("SELECT count(*) FROM verdicts WHERE status = 'violated'").item() == 0
     assert lab.sql("SELECT count(*) FROM verdicts WHERE status = 'passed'").item() > 20
-
-
-@browser.needs_chromium
-def test_the_page_of_the_main_job_asks_no_other_host_and_fits_a_phone(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    said(
-        capsys, "run", "00", "--out", str(tmp_path), "--lab", str(tmp_path / "l.duckdb"), *set_("store=memory", *QUICK)
-    )
-    for page in (next(tmp_path.glob("2*/index.html")), tmp_path / "index.html"):
-        seen = browser.visit(page)
-        assert (seen.requests, seen.console) == ([], [])
-        assert browser.widths(page, 390) == (390, [])
-        assert page.stat().st_size < 2_000_000
 
 
 def test_a_store_that_cannot_be_reached_ends_with_4_and_the_password_is_nowhere(

@@ -14,6 +14,7 @@ from typing import Any
 
 import duckdb
 import numpy as np
+import pages
 import psutil
 import pyarrow.parquet as pq
 import pytest
@@ -370,6 +371,7 @@ def test_the_notebook_judges_the_safe_store_and_tells_of_the_other(
     out, err = capsys.readouterr()
     assert done.value.code == ExitCode.PASS, out + err
     [page] = tmp_path.glob("2*/index.html")
+    pages.check(page)
     assert "postgres:none" in page.read_text() and "Promised and kept" in out
     skipped = dict(Lab(lab).sql("SELECT store, skipped FROM readers JOIN runs USING (run_id)").iter_rows())
     assert skipped["postgres:hold_ms=5.0"] == 0 < skipped["postgres:none,hold_ms=5.0"]

@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import pages
 import polars as pl
 import pytest
 
@@ -38,6 +39,7 @@ def answered(capsys: pytest.CaptureFixture[str], folder: Path, notebook: str, *p
     out, err = capsys.readouterr()
     assert done.value.code == ExitCode.PASS, out + err
     [page] = folder.glob("2*/index.html")
+    pages.check(page)
     conclusion = json.loads((page.parent / "conclusion.json").read_text())
     return conclusion["answer"], page.read_text(), Lab(folder / "lab.duckdb")
 

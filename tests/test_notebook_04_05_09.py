@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pages
 import polars as pl
 import pytest
 
@@ -329,6 +330,7 @@ def answered(capsys: pytest.CaptureFixture[str], folder: Path, notebook: str, *p
     out, err = capsys.readouterr()
     assert done.value.code == ExitCode.PASS, out + err
     [page] = folder.glob("2*/index.html")
+    pages.check(page)
     answer = json.loads((page.parent / "conclusion.json").read_text())["answer"]
     return answer, page.read_text(), Lab(lab)
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pages
 import polars as pl
 import pytest
 
@@ -251,7 +252,7 @@ def test_claims_about_read_models_are_of_cost_and_of_lag() -> None:
     assert found["beside worker, writers do at least 0.9 times what they do without"] == "held"
     assert found["beside trigger, writers do at least 0.9 times what they do without"] == "not held"
     assert found["worker is at most 0.1 times as far behind as matview:every_s=1, in the median"] == "held"
-    assert "worker 5 ms in the median, 10 ms at worst; trigger never" in str(staleness.behind(writers))
+    assert "`worker` 5 ms in the median, 10 ms at worst; `trigger` never" in str(staleness.behind(writers))
     assert "**worker** is least behind: at most 10 ms" in str(staleness.settings(writers))
     assert staleness.table(writers).rows[0][0] == "without"
 
@@ -272,7 +273,7 @@ def test_claims_about_refreshes_are_of_their_growth_and_of_who_waits() -> None:
         f"{view}: a refresh takes at most twice as long with 10 times the events": ("not held", 8.0),
         f"a look-up in {view} takes at most twice what one in worker takes, at p99": ("not held", 50.0),
     }
-    assert f"{view} 10 ms over 200 events, 80 ms over 2,000" in str(staleness.refreshes(looks))
+    assert f"`{view}` 10 ms over 200 events, 80 ms over 2,000" in str(staleness.refreshes(looks))
     assert staleness.largest(looks) == looks[1:]
 
 
@@ -319,6 +320,7 @@ def test_the_notebook_answers_and_is_not_misled_by_what_was_never_promised(
     assert done.value.code == ExitCode.PASS, out + err
     assert SAID[number] in out
     [page] = tmp_path.glob("2*/index.html")
+    pages.check(page)
     assert '<th scope="col">p99, ms</th>' in page.read_text()  # the table of this notebook beside the verdict's
     assert page.read_text().count("data:image/png") == {"06": 3, "07": 3, "08": 4}[number]
     topics = lab.sql("SELECT DISTINCT topic FROM verdicts WHERE kind = 'claim'")["topic"].to_list()

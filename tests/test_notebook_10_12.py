@@ -1,4 +1,5 @@
-"""Claims about the notebooks that compare stores and that show the chapter's faults: what they conclude, what not."""
+"""Claims about the notebooks that compare stores and that show the chapter's faults: what they conclude, what not; and the
+page of the one that replays traffic."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pages
 import polars as pl
 import pytest
 
@@ -54,11 +56,14 @@ def trials(
 
 
 def run_notebook(number: str, folder: Path, *parameters: str) -> int:
+    """Its exit code; its page is as a page must be."""
     sys.argv = ["eventcore-lab", "run", number, "--out", str(folder), "--lab", str(folder / "lab.duckdb")]
     sys.argv += [word for pair in parameters for word in ("-p", pair)]
     with pytest.raises(SystemExit) as done:
         cli.main()
     assert isinstance(done.value.code, int)
+    [page] = folder.glob("2*/index.html")
+    pages.check(page)
     return done.value.code
 
 
@@ -245,6 +250,11 @@ def test_the_notebook_of_faults_shows_them_and_judges_only_ours(
     kept = Lab(tmp_path / "lab.duckdb").sql("SELECT kind, topic, status FROM verdicts WHERE name LIKE '%: F%'")
     assert {status for kind, _, status in kept.iter_rows() if kind == "claim"} == {"held"}
     assert {topic for kind, topic, _ in kept.iter_rows() if kind == "claim"} == {"correctness"}
+
+
+def test_the_notebook_of_traffic_decides_nothing_from_half_a_second(tmp_path: Path) -> None:
+    quick = ["store=memory", "duration_s=0.5", "warmup_s=0.1"]
+    assert run_notebook("14", tmp_path, *quick) in (ExitCode.FAIL, ExitCode.INCONCLUSIVE)
 
 
 @pytest.mark.parametrize("table", [Comparison([], []), faults.Table(shown())])

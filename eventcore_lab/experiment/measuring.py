@@ -11,7 +11,7 @@ import os
 import secrets
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing
 from contextvars import copy_context
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from eventcore_lab.clock import NS_PER_S, now_ns, sleep_s
+from eventcore_lab.clock import NS_PER_S, now_ns, repeated, sleep_s
 from eventcore_lab.companions.clocks import clocks
 from eventcore_lab.companions.probes import resources
 from eventcore_lab.companions.series import Series
@@ -356,8 +356,7 @@ class _Run:
             sources |= {f"worker {n}": lambda pids=pids: pids for n, pids in enumerate(by_worker)}  # type: ignore[misc]
         return sources | ({"server": place.server_pids} if place.server_pids() else {})
 
-    @asynccontextmanager
-    async def _watching(self) -> AsyncIterator[None]:
+    def _watching(self) -> AbstractAsyncContextManager[None]:
         """Tell the progress about new samples."""
         e = self.experiment
         tally = Tally(e.warmup_s, e.duration_s, self.row["cluster"])
@@ -367,18 +366,7 @@ class _Run:
             tally.add(np.concatenate([watcher.new_rows() for watcher in watchers]))
             self.progress.update(e.title, tally)
 
-        async def watch() -> None:
-            while True:
-                await sleep_s(LOOK_EVERY_S)
-                look()
-
-        task = asyncio.ensure_future(watch())
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            look()
+        return repeated(look, LOOK_EVERY_S)
 
     async def _followed(self, series: Series) -> None:
         """Have those beside the load come to the end of what it has left, also after the companions have gone."""

@@ -224,7 +224,7 @@ def seen_and_taken(run: Run) -> Picture:
 
 def growth(runs: Sequence[Run], floor: Sequence[Run], commands: int) -> Sentence:
     """Growth per command by executor, and what of it the harness keeps itself as evidence."""
-    parts = [f"{a.value} {PER_COMMAND.said(a.runs)}" for a in arms(runs, "executor")]
+    parts = [f"`{a.value}` {PER_COMMAND.said(a.runs)}" for a in arms(runs, "executor")]
     text = f"**By each command the load process grows: {'; '.join(parts)}.**" if parts else "Nothing was measured."
     own = PER_COMMAND.together(floor)
     if not math.isnan(own.value):

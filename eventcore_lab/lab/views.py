@@ -97,8 +97,8 @@ def _line(axes: Axes, points: Sequence[tuple[float, Estimate]], colour: str, mar
     x, y = np.array([x for x, _ in points]), np.array([e.value for _, e in points])
     spans = [[max(e.value - e.low, 0) if e.has_interval else 0 for _, e in points],
              [max(e.high - e.value, 0) if e.has_interval else 0 for _, e in points]]  # fmt: skip
-    axes.errorbar(x, y, np.array(spans), color=colour, marker=marker, ms=5, ls=dash, capsize=3, elinewidth=1,
-                  clip_on=False)  # a line along zero lies on the edge
+    look = {"color": colour, "marker": marker, "ls": dash, "clip_on": False}  # a line along zero lies on the edge
+    axes.errorbar(x, y, np.array(spans), ms=5, capsize=3, elinewidth=1, **look)  # type: ignore[arg-type]
 
 
 def _x_axis(axes: Axes, values: Sequence[float], label: str) -> None:

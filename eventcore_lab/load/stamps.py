@@ -90,7 +90,7 @@ def _of_numbers(column: Any) -> Instants:
     empty = _mask(pc.is_null(column, nan_is_null=True))
     values = column.cast(pa.float64() if is_float else pa.int64(), safe=False).fill_null(0).to_numpy()
     values = np.where(empty, values.dtype.type(0), values)
-    unit, per_tick = _unit(values[~empty ].astype(np.float64))
+    unit, per_tick = _unit(values[~empty & np.isfinite(values)].astype(np.float64))
     wrong = {EMPTY: empty, NO_TIME: ~empty & _outside(values.astype(np.float64), per_tick)}
     if is_float:
         ns = _rounded(values, per_tick)
