@@ -135,7 +135,8 @@ def paired(of: Sequence[Run], to: Sequence[Run], figure: str) -> Estimate:
 
 def durability_of(run: Run) -> str:
     """The class that a run's acknowledgements belong to, without what it rests on."""
-    return str(run.row["durability"] or "unknown").partition(" (")[0].partition(":")[0]
+    found = str(run.row["durability"] or "unknown").partition(" (")[0].partition(":")[0]
+    return "not durable" if found == "none" else found
 
 
 def _shown(row: Row, figure: str) -> str:
