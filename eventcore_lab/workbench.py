@@ -153,7 +153,9 @@ def summary_line(run: Run) -> str:
     parts = [
         f"{row['store']}, {row['workload']}, {through}{row['pacer']}{beside}:",
         *rates,
-        f"p50 {values['p50']:.3g} ms, p99 {values['p99']:.3g} ms",
+        "nothing was answered well"
+        if math.isnan(values["p50"])
+        else f"p50 {values['p50']:.3g} ms, p99 {values['p99']:.3g} ms",
         *(f"{n:,} {name}" for name, n in unwell.items()),
     ]
     violated = run.invariants.filter(run.invariants["status"] == "violated")["name"].to_list()

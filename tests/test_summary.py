@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pages
 import pytest
 
 from eventcore_lab.experiment import Experiment
@@ -275,3 +276,23 @@ def test_the_notebook_says_it_with_links_to_the_evidence(held: Lab, runs: list[R
         < body.index('id="parameters"')
     )
     assert "**✓ Pass.** 1 of 12 topics" in (report.folder / "report.md").read_text()
+    pages.check(report.html)
+
+
+def test_evidence_is_not_judged_by_what_was_never_promised(lab: Lab) -> None:
+    """The chapter's batching oversells, and the chapter's store lets two writers take one version: known, and claimed about."""
+    oversells = Experiment(
+        store="memory",
+        workload="reserve:stock=30",
+        executor="chapter_batching",
+        pacer="saturate:concurrency=40",
+        duration_s=0.5,
+        warmup_s=0,
+    )
+    found = run(oversells, lab, Quiet())
+    assert "violated" in set(found.invariants["status"])
+    conclude(claims.concluded("Q", [claim("async_batching", 3.0, found.run_id)], []), lab)
+    assert summary.what_held(lab).verdict.status == "pass"
+    lost = run(Experiment(store="mutant(memory):lost_ack", duration_s=0.5, warmup_s=0), lab, Quiet())
+    conclude(claims.concluded("R", [claim("batching", 3.0, lost.run_id)], []), lab)
+    assert summary.what_held(lab).verdict.status == "violated"

@@ -21,6 +21,7 @@ from eventcore_lab.lab.claims import TOPICS
 from eventcore_lab.lab.database import Lab, UnknownRun
 from eventcore_lab.lab.measures import Run
 from eventcore_lab.lab.sentences import Sentence
+from eventcore_lab.lab.unpromised import as_promised
 from eventcore_lab.lab.targets import Judgement, Targets, Verdict, judge
 from eventcore_lab.schema import data_folder
 
@@ -112,14 +113,16 @@ def _judgement(row: Mapping[str, object]) -> Judgement:
 
 
 def _invariants(lab: Lab, found: list[Evidence]) -> tuple[Judgement, ...]:
-    """A run that lost an event is evidence for nothing: the runs that claims come from are held to their invariants."""
+    """A run that lost an event is evidence for nothing: the runs that claims come from are held to what was promised in them.
+    Stores that say what they do not keep are left out: how they fail is what the claims about them are evidence for."""
     runs = []
     for run_id in dict.fromkeys(e.claim.run_id for e in found):
         try:
             runs.append(Run(lab, run_id))
         except UnknownRun:
             continue
-    return judge(Targets.of(name=TITLE), *runs).judgements if runs else ()
+    promising = as_promised([run for run in runs if not run.row["lacks"]])
+    return judge(Targets.of(name=TITLE), *promising).judgements if promising else ()
 
 
 TOLD_MAX = 3
