@@ -284,7 +284,7 @@ def test_evidence_is_not_judged_by_what_was_never_promised(lab: Lab) -> None:
     oversells = Experiment(
         store="memory",
         workload="reserve:stock=30",
-        executor="chapter_batching",
+        executor="chapter_batching(direct)",
         pacer="saturate:concurrency=40",
         duration_s=0.5,
         warmup_s=0,

@@ -21,8 +21,8 @@ from eventcore_lab.lab.claims import TOPICS
 from eventcore_lab.lab.database import Lab, UnknownRun
 from eventcore_lab.lab.measures import Run
 from eventcore_lab.lab.sentences import Sentence
-from eventcore_lab.lab.unpromised import as_promised
 from eventcore_lab.lab.targets import Judgement, Targets, Verdict, judge
+from eventcore_lab.lab.unpromised import as_promised
 from eventcore_lab.schema import data_folder
 
 TITLE = "what held here"
