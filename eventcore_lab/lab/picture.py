@@ -18,6 +18,9 @@ from matplotlib.font_manager import findfont, get_font
 from eventcore_lab.lab.measures import Run
 
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#666666"
+COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, "#56B4E9")
+MARKERS, DASHES = "osD^vP", ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
+"""Of the first line, the second …: told apart also in grey."""
 _STYLE: Any = {
     "axes.grid": True,
     "axes.spines.right": False,

@@ -21,9 +21,10 @@ from eventcore_lab.lab.measures import MIB, PERCENTILES, Run, binned
 from eventcore_lab.lab.picture import (
     BEHIND_TEXT,
     BLUE,
+    COLOURS,
+    DASHES,
     GREEN,
     GREY,
-    ORANGE,
     PURPLE,
     RED,
     Picture,
@@ -38,8 +39,6 @@ from eventcore_lab.lab.sentences import option
 from eventcore_lab.lab.stats import percentile, samples_needed
 from eventcore_lab.lab.targets import Targets, Threshold
 
-_COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, "#56B4E9")
-_MARKERS, _DASHES = "osD^vP", ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 _WORDS = {"commands_per_second": "commands per second", "events_per_second": "events per second"}
 _TAIL = (0.5, 0.9, 0.99, 0.999, 0.9999)
 DEFAULTS = {"batch": 1, "concurrency": 10}
@@ -128,8 +127,8 @@ def latency_percentiles(runs: Sequence[Run], targets: Targets | None = None) -> 
         for i, (run, name) in enumerate(zip(runs, names, strict=True)):
             frame = percentile_curve(run)
             if len(frame):
-                colour = _COLOURS[i % len(_COLOURS)]
-                percentiles(frame, axes, color=colour, ls=_DASHES[i % len(_DASHES)])
+                colour = COLOURS[i % len(COLOURS)]
+                percentiles(frame, axes, color=colour, ls=DASHES[i % len(DASHES)])
                 ends.append((_stretched(frame["p"][-1]), frame["ms"][-1], name, colour))
         if not ends:
             nothing(axes)

@@ -16,8 +16,10 @@ from eventcore_lab.lab.measures import PERCENTILES, UNITS, Run
 from eventcore_lab.lab.picture import (
     BEHIND_TEXT,
     BLUE,
-    GREEN,
+    COLOURS,
+    DASHES,
     GREY,
+    MARKERS,
     ORANGE,
     PURPLE,
     RED,
@@ -32,8 +34,6 @@ from eventcore_lab.lab.stats import Estimate
 from eventcore_lab.lab.targets import Targets
 from eventcore_lab.schema import Outcome
 
-_COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, "#56B4E9")
-_MARKERS, _DASHES = "osD^vP", ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 WORDS = {
     "commands_per_second": "operations per second",
     "events_per_second": "events per second",
@@ -71,8 +71,8 @@ def along(
             points = [(a.value, a.estimate(figure)) for a in arms(group.runs, by, default)]
             known = [(float(x), e) for x, e in points if not math.isnan(e.value) and not isinstance(x, str)]
             if known:
-                _line(axes, known, _COLOURS[i % 6], _MARKERS[i % 6], _DASHES[i % 6])
-                ends.append((known[-1][1].value, _name(group.value, names), _COLOURS[i % 6]))
+                _line(axes, known, COLOURS[i % 6], MARKERS[i % 6], DASHES[i % 6])
+                ends.append((known[-1][1].value, _name(group.value, names), COLOURS[i % 6]))
                 every += known
         if not every:
             nothing(axes)
