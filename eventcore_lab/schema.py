@@ -156,6 +156,8 @@ TABLES: dict[str, dict[str, str]] = {
 }
 RUN_FILE = "run.json"
 """The run's row of `runs`, in its spool folder from the first moment, with status `interrupted` until it has ended."""
+START_KEY = "start_ns"
+"""In RUN_FILE once the load is about to begin, and no column: what times count from, on this machine's monotonic clock."""
 GAUGES_FILE, MARKS_FILE = "gauges.ndjson", "marks.ndjson"
 ENVIRONMENT_FILE = "environment.json"
 LOCK_FILE = "lock"

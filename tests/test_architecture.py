@@ -33,7 +33,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "batch": VOCABULARY
     | {"commands", "projections", "experiment", "lab", "load", "stores", "reports", "progress", "workbench"},
     "selftest": VOCABULARY | {"lab", "load"},
-    "cli": VOCABULARY | {"batch", "experiment", "lab", "machine", "reports", "selftest", "stores"},
+    "monitor": VOCABULARY | {"lab", "load", "stores"},
+    "cli": VOCABULARY | {"batch", "experiment", "lab", "machine", "monitor", "reports", "selftest", "stores"},
     "__main__": {"cli"},
     "__init__": {"events", "experiment", "lab", "spec", "stores", "workbench"},
 }

@@ -48,7 +48,7 @@ from eventcore_lab.load.workers import Followers, WorkerDied
 from eventcore_lab.load.workloads import workloads
 from eventcore_lab.machine import environment, environment_id
 from eventcore_lab.progress import Guarded, Progress, Quiet, Tally
-from eventcore_lab.schema import ENVIRONMENT_FILE, LOCK_FILE, RUN_FILE, SCHEMA_VERSION
+from eventcore_lab.schema import ENVIRONMENT_FILE, LOCK_FILE, RUN_FILE, SCHEMA_VERSION, START_KEY
 from eventcore_lab.stores import Place, stores
 
 LOOK_EVERY_S = 0.25
@@ -315,6 +315,8 @@ class _Run:
         """The load itself, with the companions around it."""
         followers = self._followers
         start_ns = series.start_ns = now_ns() + loaders.start_delay_ns
+        self.row[START_KEY] = start_ns
+        self._keep_row()  # for those who watch: from now on they know what the times of the samples count from
         async with clocks(series), resources(series, self._watched(loaders, place)):
             await followers.go(start_ns)
             await loaders.go(start_ns)
