@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from eventcore_lab.events import NewEvent, StoredEvent, StreamWrite, VersionConflict
     from eventcore_lab.experiment import Experiment, with_option
-    from eventcore_lab.lab import claims, plots, sentences, summary, views, visibility
+    from eventcore_lab.lab import claims, plots, sentences, steadiness, summary, views, visibility
     from eventcore_lab.lab.database import Lab
     from eventcore_lab.lab.measures import Run
     from eventcore_lab.lab.targets import Targets, Verdict, judge
+    from eventcore_lab.soak import soaked
     from eventcore_lab.spec import UsageError
     from eventcore_lab.stores import PoolSettings, open_store
     from eventcore_lab.workbench import best, conclude, rerun, run, run_each, vary
@@ -37,6 +38,7 @@ _HOMES = {
     "best": "workbench",
     "claims": "lab",
     "conclude": "workbench",
+    "dashboard": "monitor.beside",
     "judge": "lab.targets",
     "open_store": "stores",
     "plots": "lab",
@@ -44,6 +46,8 @@ _HOMES = {
     "run": "workbench",
     "run_each": "workbench",
     "sentences": "lab",
+    "soaked": "soak",
+    "steadiness": "lab",
     "summary": "lab",
     "vary": "workbench",
     "views": "lab",
@@ -66,6 +70,7 @@ __all__ = [
     "best",
     "claims",
     "conclude",
+    "dashboard",
     "judge",
     "open_store",
     "plots",
@@ -73,6 +78,8 @@ __all__ = [
     "run",
     "run_each",
     "sentences",
+    "soaked",
+    "steadiness",
     "summary",
     "vary",
     "views",

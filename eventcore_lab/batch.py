@@ -9,7 +9,8 @@ import os
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -42,11 +43,14 @@ from eventcore_lab.reports import (
     worst,
 )
 from eventcore_lab.schema import LAB_VARIABLE, ExitCode, data_folder
+from eventcore_lab.soak import resumed, soak
 from eventcore_lab.spec import UsageError, parse, shown
 from eventcore_lab.stores import stores
 from eventcore_lab.workbench import differences, rerun, summary_line
 
 _FIELDS = Experiment.__struct_fields__
+Beside = Callable[[Lab], AbstractContextManager[object]]
+"""What goes on beside the runs of a Lab, as a live dashboard does."""
 
 
 def run_notebooks(
@@ -57,6 +61,7 @@ def run_notebooks(
     lab_file: Path | None,
     workers: str = "",
     baseline: str = "",
+    beside: Beside = nullcontext,
 ) -> ExitCode:
     """Check everything that can be checked, then execute notebooks of `folder` (or paths) into `out`, one after the other; says
     where the reports are. `workers` is a number or a cluster, `baseline` an earlier report or a run. Gives the worst exit code,
@@ -66,10 +71,11 @@ def run_notebooks(
     lab.check()
     compare = load_baseline(baseline, lab, out).against if baseline else None
     codes: list[ExitCode] = []
-    for notebook, parameters in jobs:
-        codes.append(_told(_executed(notebook, parameters, out, lab, compare), lab.recover()))
-        if codes[-1] is ExitCode.INTERRUPTED:
-            break
+    with beside(lab):
+        for notebook, parameters in jobs:
+            codes.append(_told(_executed(notebook, parameters, out, lab, compare), lab.recover()))
+            if codes[-1] is ExitCode.INTERRUPTED:
+                break
     return worst(codes)
 
 
@@ -91,7 +97,14 @@ def _executed(
             return execute(notebook, parameters, out, progress=relay.line, environment=environment, compare=compare)
 
 
-def suite_of(name: str, folder: Path, out: Path, lab_file: Path | None, is_all_again: bool = False) -> ExitCode:
+def suite_of(
+    name: str,
+    folder: Path,
+    out: Path,
+    lab_file: Path | None,
+    is_all_again: bool = False,
+    beside: Beside = nullcontext,
+) -> ExitCode:
     """Run the suite of a TOML file, or of that name in `data/suites`: all of it checked first, what is done not done again."""
     suite = read_suite(_suite_file(name), folder)
     for job in suite.jobs:
@@ -107,7 +120,33 @@ def suite_of(name: str, folder: Path, out: Path, lab_file: Path | None, is_all_a
         _told(report, lab.recover())
         return {**report.record, "folder": report.folder.name}
 
-    return run_suite(suite, out, run, is_all_again=is_all_again)
+    with beside(lab):
+        return run_suite(suite, out, run, is_all_again=is_all_again)
+
+
+def soak_of(
+    hours: float,
+    rate: float,
+    given: Sequence[str],
+    resume: str,
+    targets: str,
+    notebook: Path,
+    out: Path,
+    lab_file: Path | None,
+    beside: Beside = nullcontext,
+) -> ExitCode:
+    """Run a soak of an experiment with `given` parameters, those of `notebook`, or go on with one that was cut (`resume`: its
+    id, or `last`), and make its report with that notebook; the exit code is the report's."""
+    parameters = {p.name: p.default for p in declared_parameters(notebook)} | {"pacer": f"poisson:rate={rate:g}"}
+    parameters |= parse_parameters(notebook, given)
+    experiment = Experiment(**{name: value for name, value in parameters.items() if name in _FIELDS})
+    Targets.load(targets)
+    lab = Lab(lab_file)
+    lab.check()
+    with beside(lab):
+        found = resumed("" if resume == "last" else resume, lab) if resume else soak(experiment, hours, lab)
+    print(found.told())
+    return _told(_executed(notebook, {"soak": found.soak_id, "targets": targets}, out, lab), lab.recover())
 
 
 def _suite_file(name: str) -> Path:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +39,10 @@ Set = Annotated[
     typer.Option("-p", "--set", metavar="NAME=VALUE", help="Set a parameter of the notebook; may be repeated."),
 ]
 Out = Annotated[Path | None, typer.Option(help="Folder for the reports.", show_default="reports")]
+Live = Annotated[bool, typer.Option("--live", help="Serve a live dashboard beside the runs, and print its address.")]
+LivePort = Annotated[
+    int, typer.Option(min=0, max=65535, help="The dashboard's port, or the next that is free (0: any).")
+]
 LabFile = Annotated[Path | None, typer.Option("--lab", help="The results file.", show_default="data/lab.duckdb")]
 
 
@@ -60,6 +66,8 @@ def run(
             show_default=False,
         ),
     ] = "",
+    live: Live = False,
+    live_port: LivePort = 8765,
     out: Out = None,
     lab: LabFile = None,
 ) -> None:
@@ -74,7 +82,8 @@ def run(
     from eventcore_lab.batch import run_notebooks
 
     folders = _project("notebooks"), out or _project("reports")
-    code = run_notebooks(notebooks, folders[0], parameters or [], folders[1], lab, workers, baseline)
+    beside = _beside(live, live_port)
+    code = run_notebooks(notebooks, folders[0], parameters or [], folders[1], lab, workers, baseline, beside)
     raise typer.Exit(int(code))
 
 
@@ -84,6 +93,8 @@ def suite(
         str, typer.Argument(help="A TOML file, or the name of one in data/suites.", metavar="FILE", show_default=False)
     ],
     again: Annotated[bool, typer.Option("--again", help="Run what is done already, too.")] = False,
+    live: Live = False,
+    live_port: LivePort = 8765,
     out: Out = None,
     lab: LabFile = None,
 ) -> None:
@@ -95,7 +106,93 @@ def suite(
     """
     from eventcore_lab.batch import suite_of
 
-    raise typer.Exit(int(suite_of(file, _project("notebooks"), out or _project("reports"), lab, again)))
+    beside = _beside(live, live_port)
+    raise typer.Exit(int(suite_of(file, _project("notebooks"), out or _project("reports"), lab, again, beside)))
+
+
+@app.command()
+def monitor(
+    store: Annotated[
+        str,
+        typer.Option(
+            metavar="env:NAME",
+            help="Observe this PostgreSQL store, whose DSN is in the variable, without writing.",
+            show_default="the runs of the Lab",
+        ),
+    ] = "",
+    targets: Annotated[str, typer.Option(help="Hold the window to these: a preset or a TOML file.")] = "production",
+    window: Annotated[float, typer.Option(min=1, max=3600, help="Length of the sliding window, seconds.")] = 30.0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Where it listens (0: any that is free).")] = 8765,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; beyond this machine it needs --token.")
+    ] = "127.0.0.1",
+    token: Annotated[str, typer.Option(metavar="env:NAME", help="Ask for the token in this variable.")] = "",
+    allowed_host: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Answer to this host name, too; may be repeated.")
+    ] = None,
+    alerts: Annotated[str, typer.Option(metavar="FILE", help="Alert rules, TOML.", show_default="from targets")] = "",
+    notify: Annotated[
+        list[str] | None,
+        typer.Option(metavar="env:NAME", help="Tell the Apprise URL in this variable of alerts; may be repeated."),
+    ] = None,
+    no_alerts: Annotated[bool, typer.Option("--no-alerts", help="Judge, but alert nobody.")] = False,
+    seconds: Annotated[float, typer.Option(min=0, help="End after so long (0: with Ctrl-C).")] = 0.0,
+    lab: LabFile = None,
+) -> None:
+    """Watch runs, or an existing store, live: a dashboard, /metrics for Prometheus, /health, and alerts, until Ctrl-C.
+
+    [dim]LAB_DSN=postgresql://me:secret@db/shop eventcore-lab monitor --store env:LAB_DSN[/dim]
+    """
+    from eventcore_lab.lab.database import Lab
+    from eventcore_lab.monitor.beside import watch
+    from eventcore_lab.monitor.process import Order
+
+    watch(
+        Order(
+            lab=str(Lab(lab).path.resolve()),
+            store=store,
+            targets=targets,
+            window_s=window,
+            host=host,
+            port=port,
+            token=token,
+            allowed_hosts=tuple(allowed_host or ()),
+            alerts=alerts,
+            has_alerts=not no_alerts,
+            notify=tuple(notify or ()),
+            seconds=seconds,
+        )
+    )
+
+
+@app.command()
+def soak(
+    hours: Annotated[float, typer.Option(help="How long; 0.1 is six minutes.")] = 8.0,
+    rate: Annotated[float, typer.Option(help="Operations per second, by chance (poisson); or -p pacer=…")] = 200.0,
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option("-p", "--set", metavar="NAME=VALUE", help="Set a parameter of notebook 15; may be repeated."),
+    ] = None,
+    targets: Annotated[str, typer.Option(help="Hold it to these: a preset or a TOML file.")] = "production",
+    resume: Annotated[
+        str, typer.Option(metavar="ID|last", help="Go on with a soak that was cut.", show_default=False)
+    ] = "",
+    live: Live = False,
+    live_port: LivePort = 8765,
+    out: Out = None,
+    lab: LabFile = None,
+) -> None:
+    """One load for hours: does it stay as it is? Latency and memory by their slope, everything read back, and a report.
+
+    After Ctrl-C, a crash or a reboot `--resume` measures the hours that are missing.
+
+    [dim]eventcore-lab soak --hours 8 --rate 200 -p store=env:LAB_DSN --live[/dim]
+    """
+    from eventcore_lab.batch import soak_of
+
+    places = _project("notebooks") / "15-does-it-stay-steady.ipynb", out or _project("reports"), lab
+    code = soak_of(hours, rate, parameters or [], resume, targets, *places, _beside(live, live_port))
+    raise typer.Exit(int(code))
 
 
 @app.command("list")
@@ -195,6 +292,15 @@ def selftest(
     from eventcore_lab.selftest import selftest as tested
 
     raise typer.Exit(int(tested(quick, seed)))
+
+
+def _beside(is_live: bool, port: int) -> Callable[[Any], AbstractContextManager[object]]:
+    """What goes on beside the runs of a Lab: a monitor, if one is asked for."""
+    if not is_live:
+        return nullcontext
+    from eventcore_lab.monitor.beside import live
+
+    return partial(live, port=port)
 
 
 def _project(name: str) -> Path:

@@ -24,6 +24,7 @@ PROGRESS_VARIABLE = "EVENTCORE_LAB_PROGRESS"
 """Names a file to which progress is appended as JSON lines, for a process that shows it in its own way."""
 
 LOOKS_MAX = 240
+LATENCIES_MAX = 200_000
 _PACKED, _DUE, _ENDED = (SAMPLE_WORDS.index(name) for name in ("packed", "due_ns", "ended_ns"))
 
 
@@ -45,7 +46,7 @@ class Tally:
         self.warmup_s, self.total_s = warmup_s, warmup_s + duration_s
         self.began_ns = now_ns()
         self.looks: list[Look] = []
-        self._unlooked: list[NDArray[np.int64]] = []
+        self._unlooked = _Unlooked()
         self._look_s = self.total_s / LOOKS_MAX
         self.operations = self.events = self.unwell = 0
         self.rate = 0.0
@@ -66,11 +67,12 @@ class Tally:
         if looked_ns - before_ns > NS_PER_S // 20:
             self.rate = len(rows) * NS_PER_S / (looked_ns - before_ns)
         last_s, at_s = self.looks[-1].t_s if self.looks else 0.0, self.elapsed_s
-        if at_s - last_s >= 0.999 * self._look_s and len(self.looks) < LOOKS_MAX:
-            self.looks.append(_look(np.concatenate([*self._unlooked, rows]), at_s, at_s - last_s))
-            self._unlooked.clear()
-        elif at_s < self.total_s:  # what ends later is of no look
-            self._unlooked.append(rows)
+        is_due = at_s - last_s >= 0.999 * self._look_s and len(self.looks) < LOOKS_MAX
+        if is_due or at_s < self.total_s:  # what ends later is of no look
+            self._unlooked.add(rows)
+        if is_due:
+            self.looks.append(self._unlooked.look(at_s, at_s - last_s))
+            self._unlooked = _Unlooked()
 
     def __str__(self) -> str:
         if self.elsewhere and not self.operations:
@@ -79,11 +81,29 @@ class Tally:
         return f"{self.elapsed_s:4.1f}/{self.total_s:g} s  {self.operations:,} operations, {self.rate:,.0f}/s{unwell}"
 
 
-def _look(rows: NDArray[np.int64], t_s: float, length_s: float) -> Look:
-    done = rows[rows[:, _PACKED] & 0xFF == Outcome.OK]
-    ms = np.sort(done[:, _ENDED] - done[:, _DUE]) / 1e6
-    p50, p99 = (float(ms[math.ceil(p * len(ms)) - 1]) if len(ms) else math.nan for p in (0.5, 0.99))
-    return Look(t_s, len(rows) / max(length_s, 1e-9), p50, p99)
+class _Unlooked:
+    """What is known of the samples since the last look: of a soak that may be millions, and then of every other latency, of
+    every fourth, and so on."""
+
+    def __init__(self) -> None:
+        self._count = self._done = 0
+        self._nth = 1
+        self._latencies: list[NDArray[np.int64]] = []
+
+    def add(self, rows: NDArray[np.int64]) -> None:
+        self._count += len(rows)
+        done = rows[rows[:, _PACKED] & 0xFF == Outcome.OK]
+        self._latencies.append((done[:, _ENDED] - done[:, _DUE])[-self._done % self._nth :: self._nth])
+        self._done += len(done)
+        if sum(map(len, self._latencies)) > LATENCIES_MAX or len(self._latencies) > LATENCIES_MAX // 100:
+            every = np.concatenate(self._latencies)
+            is_too_many = len(every) > LATENCIES_MAX
+            self._latencies, self._nth = [every[:: 1 + is_too_many]], self._nth * (1 + is_too_many)
+
+    def look(self, t_s: float, length_s: float) -> Look:
+        ms = np.sort(np.concatenate(self._latencies)) / 1e6
+        p50, p99 = (float(ms[math.ceil(p * len(ms)) - 1]) if len(ms) else math.nan for p in (0.5, 0.99))
+        return Look(t_s, self._count / max(length_s, 1e-9), p50, p99)
 
 
 class Progress(Protocol):

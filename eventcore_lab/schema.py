@@ -13,9 +13,10 @@ from contextvars import ContextVar
 from enum import IntEnum
 from pathlib import Path
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """2: `runs` has followers and lacks, there is a table `readers`. 3: `runs` has executor and projection, `samples` has
-conflicts. 4: `runs` has operation_timeout_s, workers, cluster and spins. A file of an older version gets what is missing."""
+conflicts. 4: `runs` has operation_timeout_s, workers, cluster and spins. 5: there is a table `alerts`. A file of an older
+version gets what is missing."""
 
 
 class Outcome(IntEnum):
@@ -148,6 +149,19 @@ TABLES: dict[str, dict[str, str]] = {
         "status": "VARCHAR",
         "reason": "VARCHAR",
     },
+    "alerts": {
+        "alert_id": "VARCHAR",
+        "run_id": "VARCHAR",
+        "alerted_at": "TIMESTAMP WITH TIME ZONE",
+        "name": "VARCHAR",
+        "severity": "VARCHAR",
+        "state": "VARCHAR",
+        "value": "DOUBLE",
+        "limit_text": "VARCHAR",
+        "text": "VARCHAR",
+        "detail": "VARCHAR",
+        "delivered": "VARCHAR",
+    },
     "environments": {
         "environment_id": "VARCHAR",
         "name": "VARCHAR",
@@ -160,6 +174,8 @@ START_KEY = "start_ns"
 """In RUN_FILE once the load is about to begin, and no column: what times count from, on this machine's monotonic clock."""
 GAUGES_FILE, MARKS_FILE = "gauges.ndjson", "marks.ndjson"
 ENVIRONMENT_FILE = "environment.json"
+ALERTS_FILE = "alerts.ndjson"
+"""In the spool beside the folders of the runs: what a monitor alerted, until a Lab takes it in."""
 LOCK_FILE = "lock"
 """Held (flock) by everybody who writes into the folder; whoever gets it finds a run that nobody is working on."""
 
@@ -191,7 +207,9 @@ make, a line each."""
 SAMPLE_WORDS = ("operation", "due_ns", "offered_ns", "began_ns", "acquired_ns", "ended_ns", "backoff_ns", "packed")
 """A sample as the load records it: eight little-endian int64 in this order, one cache line. `samples-<worker>.i64` in the
 spool is an array of them, in memory shared with the file, so that it survives the process that wrote it; those that come
-from another machine are the same words as columns of `samples-<worker>.parquet`. A row of zeros was never begun.
+from another machine are the same words as columns of `samples-<worker>.parquet`. A row of zeros was never begun. Of a load of
+hours the rows `first` to `end` (that one not included) may have been taken to `samples-<worker>.<first>-<end>.parquet`, and be
+zeros in the file; how many from the beginning says `samples-<worker>.taken`, as text.
 `packed` is from the low end: outcome (8 bits), phase (7), 1 (1, "begun"), conflicts (8), attempts (8), events (32)."""
 
 BEGUN = 1 << 15

@@ -31,12 +31,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reports": VOCABULARY,
     "workbench": VOCABULARY | {"live", "experiment", "lab", "progress"},
     "batch": VOCABULARY
-    | {"commands", "projections", "experiment", "lab", "load", "stores", "reports", "progress", "workbench"},
+    | {"commands", "projections", "experiment", "lab", "load", "stores", "reports", "progress", "soak", "workbench"},
+    "soak": VOCABULARY | {"experiment", "lab", "load", "progress", "workbench"},
     "selftest": VOCABULARY | {"lab", "load"},
     "monitor": VOCABULARY | {"lab", "load", "stores"},
     "cli": VOCABULARY | {"batch", "experiment", "lab", "machine", "monitor", "reports", "selftest", "stores"},
     "__main__": {"cli"},
-    "__init__": {"events", "experiment", "lab", "spec", "stores", "workbench"},
+    "__init__": {"events", "experiment", "lab", "soak", "spec", "stores", "workbench"},
 }
 """Room → the rooms it may import. The measuring half and `lab` meet only at the schema."""
 

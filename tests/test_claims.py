@@ -3,6 +3,7 @@ says."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -10,14 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventcore_lab.lab import claims, views
+from eventcore_lab import workbench
+from eventcore_lab.experiment import Experiment
+from eventcore_lab.lab import claims, sentences, views
 from eventcore_lab.lab.arms import Arm, arms, ratio, value_of
 from eventcore_lab.lab.database import Lab
 from eventcore_lab.lab.measures import UNITS, Figure, Run
+from eventcore_lab.lab.picture import Picture, name_ends
 from eventcore_lab.lab.stats import Estimate
 from eventcore_lab.lab.targets import Targets, judge
 from eventcore_lab.spec import UsageError
-from eventcore_lab.workbench import conclude
+from eventcore_lab.workbench import conclude, run_each, vary
 from tests.test_lab import MS, sample, spooled
 
 
@@ -204,3 +208,73 @@ def test_the_parts_of_an_operation_are_all_its_time(lab: Lab) -> None:
     lab.ingest(spooled(lab, "r1", [row]))
     parts = views.parts_ms([Run(lab, "r1")])
     assert list(parts.values()) == [2, 3, 6, 4] and sum(parts.values()) == 15
+
+
+# answers and cautions
+
+
+@pytest.mark.parametrize(
+    ("text", "headline"),
+    [
+        ("**Most: 3/s.** And more, **much** more.", "Most: 3/s; much"),
+        ("Of two, **the first** is best: `a`.", "Of two, the first is best: a"),
+        ("**10 callers: 5**. **50 callers: 20**.", "10 callers: 5; 50 callers: 20"),
+    ],
+)
+def test_a_headline_is_what_is_bold_or_all_of_a_text_that_does_not_begin_so(text: str, headline: str) -> None:
+    assert sentences.Sentence(text).headline == headline
+
+
+def test_an_answer_is_what_was_found_and_how_many_claims_held_and_no_list_of_them() -> None:
+    listed = [claims.claim("load", f"it is so, {n}", fakes(n), fakes(2.0), "p50", at_least=1) for n in range(1, 9)]
+    text = claims.concluded("t", listed, [], sentences.Sentence("**Batches do 2 times [1.9 – 2.1] as much.**")).answer
+    assert text == "Batches do 2 times [1.9 – 2.1] as much. Of 8 claims put to the test: 7 held, 1 not held."
+    alone = claims.concluded("t", listed, []).answer
+    assert alone.startswith("Yes: it is so, 2 (1.00 times") and "and 6 more. No: it is so, 1 (" in alone
+    assert (
+        claims.concluded("t", [], []).answer == "No claim was put to the test: these settings leave nothing to compare."
+    )
+
+
+def test_a_caution_is_told_once_with_how_many_runs_it_is_of_and_from_which_number_to_which() -> None:
+    cpu = "a load process used {} % of a core (rule: above 90 %)"
+    of = {f"r{n}": [cpu.format(91 + n)] for n in range(8)} | {"late": ["the clock was set"], "r9": [], "r10": []}
+    assert sentences.gathered(of) == [
+        "8 of 11 runs: a load process used 91 to 98 % of a core (rule: above 90 %).",
+        "1 of 11 runs (`late`): the clock was set.",
+    ]
+    assert sentences.gathered({"r": ["late by 1.5 ms"]}) == ["Late by 1.5 ms."]
+    assert sentences.gathered({"a": ["p99 1,234.5 ms"], "b": ["p99 20 ms"]})[0].endswith("runs: p99 20 to 1,234.5 ms.")
+
+
+def test_names_at_the_ends_of_lines_stand_apart_and_within_the_picture() -> None:
+    axes = Picture("x").add_subplot()
+    axes.set_ylim(0, 10)
+    name_ends(axes, [(y, f"line {y}", "black") for y in (9.9, 9.95, 10.0, 1.0)])
+    heights = [text.get_position()[1] for text in axes.texts]
+    assert heights == sorted(heights) and max(heights) <= 1.0
+    assert min(b - a for a, b in itertools.pairwise(heights)) > 0.05
+    assert heights[0] == pytest.approx(0.1)
+
+
+def test_runs_that_are_compared_are_told_by_what_tells_them_apart(
+    lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.ingest(
+        spooled(lab, "r1", [sample(k, k * MS, (k + 1) * MS) for k in range(50)], executor="direct", projection="")
+    )
+    monkeypatch.setattr(workbench, "run", lambda *_: Run(lab, "r1"))
+    base = Experiment(store="memory", workload="write_events:batch=2")
+    run_each(vary(base, pacer=[f"saturate:concurrency={n}" for n in (4, 8)], connections=[1, 8]), lab, trials=2)
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head == "8 runs of memory, write_events:batch=2, saturate"
+    told = {line.partition(":")[0] for line in lines}
+    assert len(lines) == 8 and {"1 connection, concurrency=4, trial 1", "8 connections, concurrency=8, trial 2"} <= told
+    run_each([base], lab)
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_what_follows_from_a_label_is_not_told_with_it() -> None:
+    plan = [Experiment(store=store, label=store, connections=n) for n, store in enumerate(("memory", "null"), 1)]
+    assert workbench._telling_apart(plan) == ["label"]
+    assert workbench._telling_apart(plan[:1]) == []

@@ -11,6 +11,7 @@ import json
 import os
 import random
 import sys
+import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -34,6 +35,14 @@ from eventcore_lab.events import (
     StreamWrite,
     VersionConflict,
 )
+from eventcore_lab.experiment import Experiment
+from eventcore_lab.experiment.measuring import _Run
+from eventcore_lab.lab.database import Lab
+from eventcore_lab.lab.measures import Run
+from eventcore_lab.load.journal import settled
+from eventcore_lab.load.recorder import Watcher
+from eventcore_lab.progress import Quiet
+from eventcore_lab.schema import Outcome
 from eventcore_lab.stores import PoolSettings, Store, follow, stores, stream_all
 from eventcore_lab.stores.embedded import EmbeddedServer
 from eventcore_lab.stores.protocol import Address
@@ -271,6 +280,50 @@ async def test_a_reader_that_waits_at_a_hole_when_the_server_dies_goes_on(server
         assert len(await store.read_all()) == 2
         for connection in (slow, others):
             connection.terminate()
+        await store.close()
+
+
+async def test_a_load_goes_on_when_the_server_is_killed_and_started_again(server: EmbeddedServer, lab: Lab) -> None:
+    """The load process lives through it, reconnects by itself, and everything that was acknowledged is there."""
+    e = Experiment(store="env:CRASH_DSN", workload="write_events", pacer="constant:rate=300", duration_s=60, warmup_s=0)
+    run, outcomes = _Run(e, lab.spool, Quiet(), threading.Event()), list[int]()
+    watcher = Watcher(run.folder / "samples-0.i64")
+
+    async def until_ok(count: int) -> None:
+        """Until so many in a row were answered well."""
+        while len(outcomes) < count or set(outcomes[-count:]) != {Outcome.OK}:
+            outcomes.extend((watcher.new_rows()[:, -1] & 0xFF).tolist())
+            assert not measured.done(), measured.result()
+            await sleep_s(0.01)
+
+    async with asyncio.timeout(60):
+        measured = asyncio.ensure_future(run.whole())
+        await until_ok(200)
+        await asyncio.to_thread(server.kill)
+        while outcomes[-1] == Outcome.OK:
+            outcomes.extend((watcher.new_rows()[:, -1] & 0xFF).tolist())
+            await sleep_s(0.01)
+        await asyncio.to_thread(server.restart)
+        await until_ok(200)
+        run.asked.set()
+        assert (await measured).status == "interrupted"
+    found = Run(lab, await asyncio.to_thread(lab.ingest, run.folder)).invariants
+    status = dict(found.select("name", "status").iter_rows())
+    assert set(status.values()) <= {"passed", "not tested"}
+    names = ("acknowledged appends are there", "refused appends left nothing", "every operation has one outcome")
+    assert all(status[name] == "passed" for name in names), status
+
+
+async def test_a_server_that_is_just_starting_when_the_load_ends_is_waited_for(server: EmbeddedServer) -> None:
+    driver = stores.make("env:CRASH_DSN")
+    async with asyncio.timeout(TIMEOUT_S), driver.provision() as place:
+        store = await driver.connect(place.address, PoolSettings.sized(1))
+        await asyncio.to_thread(server.kill)
+        with pytest.raises(StoreUnreachable):
+            await settled(store, 0, timeout_s=0)
+        waiting = asyncio.ensure_future(settled(store, 0, timeout_s=TIMEOUT_S))
+        await asyncio.to_thread(server.restart)
+        assert await waiting
         await store.close()
 
 

@@ -80,7 +80,7 @@ def test_what_was_met_although_the_generator_was_late_is_met(lab: Lab) -> None:
 
 def test_what_lateness_can_account_for_is_not_missed(lab: Lab) -> None:
     [(found, reason)] = status(spooled(lab, late_ms=5, served_ms=7), "p99 < 10ms")
-    assert (found, "p99 5.0 ms; rule: above 10% of the limit" in reason) == ("inconclusive", True)
+    assert (found, "p99 5.0 ms; rule: above 10 % of the limit" in reason) == ("inconclusive", True)
 
 
 def test_what_lateness_cannot_account_for_is_missed(lab: Lab) -> None:

@@ -81,7 +81,7 @@ class Rig:
         **settings: Any,
     ) -> Rows:
         """What was recorded, also when drive raises: then the error is `self.error`."""
-        due = due or []
+        due = [] if due is None else due
         self.error: BaseException | None = None
         recorder = Recorder(self._file, capacity or max(len(due), 10_000))
         with recorder:
@@ -163,6 +163,24 @@ def test_a_steady_schedule_below_saturation_never_waits(rig: Rig) -> None:
     assert (rows.began_ns == rows.due_ns).all()
     assert (rows.acquired_ns == rows.began_ns).all()
     assert (rows.latency_ns == 9 * MS).all()
+
+
+def test_a_long_schedule_is_an_array_and_goes_as_the_list_would(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eventcore_lab.load.drive._ARRIVALS_AT_ONCE", 7)
+    due = schedule("poisson:rate=200", 1, 3)
+    rows = rig.drive(rig.crowd(MS), due=np.array(due, np.int64))  # type: ignore[arg-type]
+    assert rows.due_ns.tolist() == rows.offered_ns.tolist() == due and rows.operation.tolist() == [*range(len(due))]
+
+
+def test_a_long_schedule_that_is_stopped_drops_whom_the_list_would(tmp_path: Path) -> None:
+    found = []
+    for name, kind in (("list", list), ("array", np.array)):
+        (tmp_path / name).mkdir()
+        rig = Rig(tmp_path / name)
+        due = kind(every(MS, 3_000))  # type: ignore[operator]
+        rows = rig.drive(rig.crowd(25 * MS), rig.stop_at(2_505 * MS), due=due, in_flight_max=1, backlog_max=2)
+        found.append((rows.operation.tolist(), rows.outcome.tolist(), rows.due_ns.tolist()))
+    assert found[0] == found[1] and len(found[0][0]) == 2_506 and set(found[0][1]) == {Outcome.OK, Outcome.DROPPED}
 
 
 def test_a_freeze_is_felt_by_everybody_who_was_due_during_it(rig: Rig) -> None:

@@ -17,7 +17,7 @@ import pytest
 from eventcore_lab import cli
 from eventcore_lab.commands import Direct
 from eventcore_lab.events import AppendResult, StreamWrite, VersionConflict
-from eventcore_lab.lab import batching, findings, pooling, reading
+from eventcore_lab.lab import bulk_writes, optimum, pooling, reading, sentences
 from eventcore_lab.lab.database import Lab
 from eventcore_lab.lab.measures import Figure
 from eventcore_lab.lab.stats import Estimate
@@ -54,7 +54,8 @@ def test_the_pool_notebook_finds_a_size_and_tells_what_each_setting_changed(
 ) -> None:
     few = ["pool_sizes=1,4", "callers=8", "connections=4", "trials=1", "rate=200"]
     answer, page, lab = answered(capsys, tmp_path, "01", *few, "settings=acquire_timeout_s=0.000001")
-    assert "with 8 callers, 4 connections take at least twice what 1 takes" in answer
+    assert answer.startswith("8 callers are served best by ") and "/s [" in answer
+    assert "with 8 callers, 4 connections take at least twice what 1 takes" in page
     assert "8 callers are served best by" in page and "waiting for one" in page
     assert "% of operations not done" in page  # of those who could not wait
     assert "longest wait for a connection, ms</th>" in page
@@ -64,8 +65,8 @@ def test_the_pool_notebook_finds_a_size_and_tells_what_each_setting_changed(
 
 def test_the_batch_notebook_puts_the_ways_beside_copy(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     answer, page, lab = answered(capsys, tmp_path, "02", "batch_sizes=100", "callers_max=100", "connections=4")
-    assert "group commit, 100 events at a time, moves at least 2 times" in answer
-    assert "COPY of the same rows" in answer and "Most events per second" in page
+    assert answer.startswith("Most events per second: ") and "of 4 claims put to the test" in answer.lower()
+    assert "group commit, 100 events at a time, moves at least 2 times" in page and "COPY of the same rows" in page
     labels = set(lab.sql("SELECT DISTINCT label FROM runs").to_series())
     assert labels == {
         "an append each",
@@ -80,7 +81,8 @@ def test_the_batch_notebook_puts_the_ways_beside_copy(capsys: pytest.CaptureFixt
 def test_the_read_notebook_fills_the_store_it_reads(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     few = ["streams=40", "events=20", "page_sizes=10,1000", "together=10", "long_stream=1500", "long_pages=0,1000"]
     answer, page, lab = answered(capsys, tmp_path, "03", *few, "store=sqlite", "connections=4")
-    assert "10 streams in one statement" in answer and "a long stream in pages of 1,000" in answer
+    assert "in pages of" in answer and "several streams come fastest" in answer
+    assert "10 streams in one statement" in page and "a long stream in pages of 1,000" in page
     assert "an event costs" in page and "A stream of 1,500 events takes" in page
     assert set(claims_in(lab).values()) == {"reading"}
     filled = lab.sql("SELECT DISTINCT detail FROM marks WHERE name = 'store filled'").to_series().to_list()
@@ -180,21 +182,21 @@ def rates(by: str, values: dict[int, float], **row: Any) -> list[Any]:
 
 def test_the_most_is_told_first_and_compared_with_the_least_setting() -> None:
     runs = rates("connections", {1: 100, 5: 300}, label="slow") + rates("connections", {1: 1000, 5: 500}, label="fast")
-    text = str(findings.most(runs, "connections", "events_per_second", "with {}", lines="label"))
-    assert text.startswith("**Most events per second: fast, 1,000 [990 – 1,010]/s with 1.**")
-    assert text.endswith("Slow, 300 [297 – 303]/s with 5, 3.0 times what 1 gives.")
-    assert findings.most([], "connections", "events_per_second", "{}") is findings.NOTHING
+    text = str(optimum.most(runs, "connections", "events_per_second", "with {}", lines="label"))
+    assert text.startswith("**Most events per second: fast, 1,000/s [990 – 1,010] with 1.**")
+    assert text.endswith("Slow, 300/s [297 – 303] with 5, 3.0 times what 1 gives.")
+    assert optimum.most([], "connections", "events_per_second", "{}") is sentences.NOTHING_MEASURED
 
 
 def test_enough_is_the_smallest_within_a_tenth_of_the_best() -> None:
     runs = rates("connections", {1: 100, 5: 895, 10: 905, 20: 1000, 50: 950})
-    text = "- connections: **10** (905 events per second, 90% of the most)"
-    assert str(findings.enough(runs, "connections", "events_per_second", "connections: {}")) == text
+    text = "- connections: **10** (905 events per second, 90 % of the most)"
+    assert str(optimum.enough(runs, "connections", "events_per_second", "connections: {}")) == text
 
 
 def test_what_intervals_rest_on_is_told() -> None:
-    assert str(findings.rests(sizes=1, settings=3)).count("\n") == 1
-    assert "from trials, in a random order each time: settings (3)" in str(findings.rests(settings=3))
+    assert str(sentences.rests(sizes=1, settings=3)).count("\n") == 1
+    assert "from trials, in a random order each time: settings (3)" in str(sentences.rests(settings=3))
 
 
 def effects(full: float, quiet: float, trials: int, **more: float) -> pooling.Effects:
@@ -215,7 +217,7 @@ def test_a_setting_that_changed_something_is_told_with_what() -> None:
         "median when quiet 2.00 times",
         "p95 when quiet 2.00 times",
     ]
-    assert "Changed by more than 10%: test_before_acquire=true" in str(pooling.effects(found))
+    assert "Changed by more than 10 %: test_before_acquire=true" in str(pooling.effects(found))
 
 
 def test_a_setting_that_changed_nothing_is_told_so_and_one_run_settles_no_time() -> None:
@@ -228,16 +230,16 @@ def test_a_setting_that_changed_nothing_is_told_so_and_one_run_settles_no_time()
 def test_the_events_at_a_time_are_those_of_an_operation_times_the_callers() -> None:
     one: Any = Fake({}, workload="write_events:batch=100", pacer="saturate:concurrency=1")
     each: Any = Fake({}, workload="write_events", pacer="saturate:concurrency=50")
-    assert [r.row[batching.AT_A_TIME] for r in batching.at_a_time([one, each])] == [100, 50]
-    assert batching.AT_A_TIME not in one.row
+    assert [r.row[bulk_writes.AT_A_TIME] for r in bulk_writes.at_a_time([one, each])] == [100, 50]
+    assert bulk_writes.AT_A_TIME not in one.row
 
 
 def test_a_way_that_was_not_run_has_no_claim() -> None:
-    each = rates(batching.AT_A_TIME, {1: 100, 100: 1000}, label=batching.EACH)
-    assert batching.claimed(each) == []
-    [only] = batching.claimed([*each, *rates(batching.AT_A_TIME, {100: 5000}, label=batching.ONE)])
+    each = rates(bulk_writes.AT_A_TIME, {1: 100, 100: 1000}, label=bulk_writes.EACH)
+    assert bulk_writes.claimed(each) == []
+    [only] = bulk_writes.claimed([*each, *rates(bulk_writes.AT_A_TIME, {100: 5000}, label=bulk_writes.ONE)])
     assert (only.topic, only.status) == ("batching", "held")
-    assert "takes no COPY" in str(batching.limit(each))
+    assert "takes no COPY" in str(bulk_writes.limit(each))
 
 
 def test_the_price_of_a_page_counts_the_events_that_came() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from eventcore_lab import cli
 from eventcore_lab.commands import executors
-from eventcore_lab.lab import batched, contention, staleness, telling, unpromised
+from eventcore_lab.lab import arms, command_batches, contention, staleness, table, unpromised, wording
 from eventcore_lab.lab.checkers import CHECKERS
 from eventcore_lab.lab.database import Lab
 from eventcore_lab.lab.measures import Run
@@ -73,28 +73,29 @@ def violated(lab: Lab, run: Run, invariant: str) -> Run:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.1234, "0.123"), (12.34, "12.3"), (1234, "1,234"), (12_340, "12.3k"), (math.nan, "–")]
+    ("value", "text"),
+    [(0.1234, "0.123"), (12.34, "12.3"), (99.97, "100"), (12_340, "12,340"), (0.00004, "0"), (math.nan, "–")],
 )
 def test_digits_are_three_where_that_says_enough(value: float, text: str) -> None:
-    assert telling.digits(value) == text
+    assert wording.digits(value) == text
 
 
 def test_a_number_is_said_with_its_unit_and_interval_where_it_has_one() -> None:
-    assert telling.said(Estimate(3.14, 3, 4, 9), "times") == "3.14 times [3 to 4]"
-    assert telling.said(Estimate(200, 200, 200, 9), "/s") == "200/s"
-    assert telling.said(NOTHING, "ms") == "not measured"
+    assert wording.said(Estimate(3.14, 3, 4, 9), "times") == "3.14 times [3 – 4]"
+    assert wording.said(Estimate(200, 200, 200, 9), "/s") == "200/s"
+    assert wording.said(NOTHING, "ms") == "not measured"
 
 
 def test_runs_are_picked_by_all_that_they_were_made_with() -> None:
     runs = [Made(f"r{n}", executor=f"parallel(direct):limit={n}", label="a") for n in (4, 16)]
-    assert telling.where(runs, limit=16, label="a") == runs[1:]
-    assert telling.where(runs, limit=16, label="b") == []
-    assert telling.values_of(runs, "limit") == [4, 16]
+    assert arms.where(runs, limit=16, label="a") == runs[1:]
+    assert arms.where(runs, limit=16, label="b") == []
+    assert arms.values_of(runs, "limit") == [4, 16]
 
 
 def test_a_table_escapes_what_it_shows() -> None:
-    table = telling.Table(["way", "rate"], [["<b>", "1"]])
-    assert "&lt;b&gt;" in table._repr_html_() and repr(table) == "way  rate\n<b>  1"
+    found = table.Table(["way", "rate"], [["<b>", "1"]])
+    assert "&lt;b&gt;" in found._repr_html_() and repr(found) == "way  rate\n<b>  1"
 
 
 # what was never promised
@@ -176,11 +177,11 @@ def test_claims_about_parallel_commands_are_of_the_hot_stream_and_of_many() -> N
 
 def test_what_is_said_of_parallel_commands_is_what_was_counted() -> None:
     runs = hot_and_wide()
-    limited = telling.where(runs, label=contention.APART)
+    limited = arms.where(runs, label=contention.APART)
     assert contention.waited_share(limited) == 25
     assert {run.row["label"] for run in contention.at_highest(runs)} == set(contention.ways("direct", [1]))
-    highest = telling.where(contention.at_highest(runs), label=contention.APART)
-    assert telling.values_of(highest, "limit") == [16] and len(highest) == 2
+    highest = arms.where(contention.at_highest(runs), label=contention.APART)
+    assert arms.values_of(highest, "limit") == [16] and len(highest) == 2
     gain = str(contention.gain(limited, "articles"))
     assert re.search(r"on 50 streams 4 times .*\(400/s\); on 1 stream 1 times", gain)
     assert "locks 1 for 1 and 50 for 50 streams" in str(contention.locks(runs, "articles"))
@@ -197,15 +198,17 @@ def shop(label: str, confirmed: int) -> Run:
 
 @pytest.mark.parametrize(("confirmed", "status"), [(20, "pass"), (21, "violated"), (19, "inconclusive")])
 def test_reservations_beyond_the_stock_are_a_violation_by_those_who_promised(confirmed: int, status: str) -> None:
-    runs = [shop(batched.BY_ITSELF, confirmed), shop(batched.CHAPTERS, 30)]
-    [judged] = batched.kept_stock(runs)
+    runs = [shop(command_batches.BY_ITSELF, confirmed), shop(command_batches.CHAPTERS, 30)]
+    [judged] = command_batches.kept_stock(runs)
     assert (judged.status, judged.measured) == (status, max(confirmed - 20, 0))
-    verdict = unpromised.concluded_as_promised("t", "async_batching", [], [], [judged])
+    verdict = unpromised.concluded_as_promised("t", "async_batching", [], [], kept=[judged])
     assert verdict.status == status and ("Not correct" in verdict.answer) == (status == "violated")
 
 
 def test_reservations_beyond_the_stock_by_the_chapter_s_are_a_claim_not_held() -> None:
-    [found] = batched.claims_of([], [], [shop(batched.CHAPTERS, 30), shop(batched.BY_ITSELF, 20)])
+    [found] = command_batches.claims_of(
+        [], [], [shop(command_batches.CHAPTERS, 30), shop(command_batches.BY_ITSELF, 20)]
+    )
     assert (found.status, found.measured.value, found.reason) == ("not held", 1.5, "30 of 20 pieces")
 
 
@@ -214,19 +217,24 @@ def test_only_what_is_confirmed_counts_as_sold() -> None:
         Made(label="a", rate=5, workload="reserve:stock=10"),
         Made(label="b", outcome=Outcome.FAILED, workload="reserve:stock=10"),
     ]
-    assert "a 5 of 10; b 0 of 10" in str(batched.sold(shops))
+    assert "a 5 of 10; b 0 of 10" in str(command_batches.sold(shops))
 
 
 def test_ways_to_put_together_are_told_apart_and_the_chapter_s_is_never_advised() -> None:
-    ways = batched.ways("memory", [10, 100], [0, 5])
-    rates = {batched.BY_ITSELF: 100, batched.GROUPED: 200, batched.CHAPTERS: 1000, batched.named(5): 400}
+    ways = command_batches.ways("memory", [10, 100], [0, 5])
+    rates = {
+        command_batches.BY_ITSELF: 100,
+        command_batches.GROUPED: 200,
+        command_batches.CHAPTERS: 1000,
+        command_batches.named(5): 400,
+    }
     busy = [Made(f"b{n}", rates.get(way["label"], 380), **way) for n, way in enumerate(ways)]
     quiet = [Made(f"q{n}", 50, **way) for n, way in enumerate(ways)]
     with pytest.raises(UsageError, match="unknown kind 'timer'"):
-        batched.ways("memory", [10], [0], ["timer"])
-    assert len(busy) == 7 and len(batched.at_largest(busy)) == 5 and len(batched.in_batches(busy)) == 4
-    assert "batching, no timer** is soonest" in str(batched.settings(busy, quiet))
-    found = {c.text: c.status for c in batched.claims_of(busy, quiet, [])}
+        command_batches.ways("memory", [10], [0], ["timer"])
+    assert len(busy) == 7 and len(command_batches.at_largest(busy)) == 5 and len(command_batches.in_batches(busy)) == 4
+    assert "batching, no timer** is soonest" in str(command_batches.settings(busy, quiet))
+    found = {c.text: c.status for c in command_batches.claims_of(busy, quiet, [])}
     assert found["many callers: batching, 5 ms does more than batching, no timer"] == "held"
     assert found["many callers: batching, no timer does at least what the chapter's does"] == "not held"
     assert found["low rate: batching, 5 ms takes at most 2 times what each by itself takes"] == "held"
@@ -255,6 +263,11 @@ def test_claims_about_read_models_are_of_cost_and_of_lag() -> None:
     assert "`worker` 5 ms in the median, 10 ms at worst; `trigger` never" in str(staleness.behind(writers))
     assert "**worker** is least behind: at most 10 ms" in str(staleness.settings(writers))
     assert staleness.table(writers).rows[0][0] == "without"
+
+
+def test_a_read_model_that_never_promised_to_be_right_is_never_advised() -> None:
+    writers = [Made("none", 100), kept("worker", 95, [5.0], []), kept("chapter_matview:every_s=1", 100, [1.0], [5])]
+    assert "**worker** is least behind" in str(staleness.settings(writers))
 
 
 def look(projection: str, users: int, refresh: float | None, ms: tuple[int, ...] = (1,)) -> Run:
@@ -324,4 +337,4 @@ def test_the_notebook_answers_and_is_not_misled_by_what_was_never_promised(
     assert '<th scope="col">p99, ms</th>' in page.read_text()  # the table of this notebook beside the verdict's
     assert page.read_text().count("data:image/png") == {"06": 3, "07": 3, "08": 4}[number]
     topics = lab.sql("SELECT DISTINCT topic FROM verdicts WHERE kind = 'claim'")["topic"].to_list()
-    assert topics == [{"06": contention.TOPIC, "07": batched.TOPIC, "08": staleness.TOPIC}[number]]
+    assert topics == [{"06": contention.TOPIC, "07": command_batches.TOPIC, "08": staleness.TOPIC}[number]]

@@ -150,12 +150,13 @@ def test_pictures_say_so_where_there_is_nothing_to_compare() -> None:
 def test_the_notebook_compares_within_classes_and_keeps_its_claims(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    quick = ["stores=memory,null", "baseline=memory", "concurrency=2", "duration_s=0.1"]
+    quick = ["stores=memory,sqlite,postgres", "baseline=postgres", "concurrency=2", "duration_s=0.1"]
     code = run_notebook("10", tmp_path, *quick, "warmup_s=0.05", "trials=1", "connections=2")
     out, err = capsys.readouterr()
     assert code == ExitCode.PASS, out + err
     claims = Lab(tmp_path / "lab.duckdb").sql("SELECT name, topic FROM verdicts WHERE kind = 'claim'")
-    assert len(claims) == 2 and all("null" in name and topic == "load" for name, topic in claims.iter_rows())
+    told = all("sqlite" in name and "of postgres" in name and topic == "load" for name, topic in claims.iter_rows())
+    assert len(claims) == 2 and told
 
 
 # faults

@@ -318,7 +318,7 @@ def test_looks_are_bounded_and_forget_what_they_have_looked_at(hands: Hands) -> 
         tally.add(rows(OK, OK))
     assert 0 < len(tally.looks) <= LOOKS_MAX
     assert tally.looks[0].rate == pytest.approx(2 * LOOKS_MAX / 10)
-    assert sum(len(part) for part in tally._unlooked) <= 2
+    assert sum(len(part) for part in tally._unlooked._latencies) <= 2
 
 
 def test_a_look_tells_how_slow_what_ended_in_it_was(hands: Hands) -> None:

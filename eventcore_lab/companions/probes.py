@@ -22,6 +22,8 @@ from eventcore_lab.clock import NS_PER_S, now_ns, sleep_s
 from eventcore_lab.companions.series import Series
 
 COST_SHARE_MAX = 0.01
+INTERVAL_S, LOOKS_MAX = 0.25, 20_000
+"""How often it is looked, and how many looks a run has at most: one of more than 1.4 hours has fewer per hour."""
 INTERVAL_MAX_S = 5.0
 SHARING = "server"
 """The source whose processes have memory in common."""
@@ -31,8 +33,14 @@ _FORGET_THE_PEAK = "5"
 Pids = Callable[[], Sequence[int]]
 
 
+def interval_of(run_s: float) -> float:
+    """How often to look in a run of so many seconds: every INTERVAL_S, and of a longer one so often that it has LOOKS_MAX looks
+    (8 hours: every 1.4 s). What is written stays below 10 MB for each source, however long it takes."""
+    return max(INTERVAL_S, run_s / LOOKS_MAX)
+
+
 @asynccontextmanager
-async def resources(series: Series, sources: Mapping[str, Pids], interval_s: float = 0.25) -> AsyncIterator[None]:
+async def resources(series: Series, sources: Mapping[str, Pids], interval_s: float = INTERVAL_S) -> AsyncIterator[None]:
     """Gauges per source: `cpu_percent` (of one core) every `interval_s`, and `pss_bytes`, `rss_bytes`, `processes` as often
     as their cost allows; of the whole machine `busy_percent` and `steal_percent`. From now until the end, both included.
     Where the kernel tells, of every source but the server `resident_bytes` now and `resident_peak_bytes`, the highest since

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ from eventcore_lab.load.imports import Imports
 from eventcore_lab.load.pacers import pacers
 from eventcore_lab.load.places import variables_of
 from eventcore_lab.load.projector import ProjectorJob
+from eventcore_lab.load.recorder import ROW
 from eventcore_lab.load.worker import KEEPER, Job, share
 from eventcore_lab.stores import Place, PoolSettings
 
 CLOSED_LOOP_RATE_MAX = 200_000
 """Operations per second that a closed loop's recorder makes room for; the file is sparse, so room costs nothing."""
+CLOSED_LOOP_RATE, WRITTEN_PER_S = 5_000, 10_000
+"""Operations per second that a closed loop is taken to have, and that are written down at least, once the load is over."""
 FOLLOWER_CONNECTIONS = KEEPER_CONNECTIONS = 2
 
 
@@ -56,8 +60,16 @@ class Jobs:
             operation_timeout_ns=int(e.operation_timeout_s * NS_PER_S),
             imports=self._imports,
             environment=self._environment,
-            capacity=min(CAPACITY_MAX, int(2 * expected)) // e.workers + 10_000,
+            capacity=min(_rows_max(), int(2 * expected) // e.workers) + 10_000,
         )
+
+    @property
+    def writing_s(self) -> float:
+        """How long the load processes may take to write down what they have noted, after the last operation has ended."""
+        e = self._experiment
+        total_s = e.warmup_s + e.duration_s
+        expected = pacers.make(e.pacer).expected(int(total_s * NS_PER_S)) or CLOSED_LOOP_RATE * total_s
+        return expected / WRITTEN_PER_S
 
     def keeper(self, place: Place) -> Job:
         """Filling the store and reading it back, for those who do the load elsewhere."""
@@ -80,3 +92,9 @@ class Jobs:
         timeout_s = self._experiment.timeout_s
         pool = PoolSettings.sized(connections)
         return msgspec.structs.replace(pool, acquire_timeout_s=timeout_s, command_timeout_s=timeout_s)
+
+
+def _rows_max() -> int:
+    """Rows that one recorder's file may have: CAPACITY_MAX, or what this user's limit for a file's size (ulimit -f) leaves."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return CAPACITY_MAX if limit == resource.RLIM_INFINITY else max(0, min(CAPACITY_MAX, limit // ROW.size - 10_000))

@@ -23,8 +23,9 @@ from msgspec import Struct
 
 from eventcore_lab.clock import NS_PER_S, now_ns, repeated, sleep_s
 from eventcore_lab.companions.clocks import clocks
-from eventcore_lab.companions.probes import resources
+from eventcore_lab.companions.probes import interval_of, resources
 from eventcore_lab.companions.series import Series
+from eventcore_lab.companions.server import server
 from eventcore_lab.events import StoreError
 from eventcore_lab.experiment.jobs import Jobs
 from eventcore_lab.experiment.value import LIMITS, Experiment
@@ -317,7 +318,11 @@ class _Run:
         start_ns = series.start_ns = now_ns() + loaders.start_delay_ns
         self.row[START_KEY] = start_ns
         self._keep_row()  # for those who watch: from now on they know what the times of the samples count from
-        async with clocks(series), resources(series, self._watched(loaders, place)):
+        async with (
+            clocks(series),
+            server(series, place.address) as ours,
+            resources(series, self._watched(loaders, place, ours), interval_of(self.row["measured_ns"] / NS_PER_S)),
+        ):
             await followers.go(start_ns)
             await loaders.go(start_ns)
             series.mark("load begins", self.experiment.workload, start_ns)
@@ -342,21 +347,23 @@ class _Run:
         total_s = e.warmup_s + e.duration_s + loaders.start_delay_ns / NS_PER_S
         over_s = LIMITS["duration_s"][1] if e.backlog_policy == "queue" else HANGS_AFTER_S + OVER_TIMEOUTS * e.timeout_s
         try:
-            async with asyncio.timeout(total_s + over_s):
+            async with asyncio.timeout(total_s + over_s + self._jobs.writing_s):
                 yield
         except TimeoutError:
             silent = ", ".join(loaders.silent)
             raise WorkerDied(f"{silent} did not end within {over_s:g} s after the last arrival was due") from None
 
-    def _watched(self, loaders: Loaders, place: Place) -> dict[str, Callable[[], list[int]]]:
-        """Whose memory and processor time are recorded: all load processes together, each of several, the server."""
+    def _watched(self, loaders: Loaders, place: Place, ours: set[int]) -> dict[str, Callable[[], list[int]]]:
+        """Whose memory and processor time are recorded: all load processes together, each of several, the server but for
+        those of its processes that only look (`ours`)."""
         by_worker = loaders.pids()
         sources: dict[str, Callable[[], list[int]]] = {}
         if by_worker:
             sources["loader"] = lambda: [pid for pids in by_worker for pid in pids]
         if len(by_worker) > 1:
             sources |= {f"worker {n}": lambda pids=pids: pids for n, pids in enumerate(by_worker)}  # type: ignore[misc]
-        return sources | ({"server": place.server_pids} if place.server_pids() else {})
+        served = {"server": lambda: [pid for pid in place.server_pids() if pid not in ours]}
+        return sources | (served if place.server_pids() else {})
 
     def _watching(self) -> AbstractAsyncContextManager[None]:
         """Tell the progress about new samples."""

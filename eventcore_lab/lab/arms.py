@@ -4,14 +4,13 @@ setting is another."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from msgspec import Struct
-from scipy import stats as scipy_stats
 
 from eventcore_lab.lab.measures import Figure, Run
-from eventcore_lab.lab.stats import CONFIDENCE, NOTHING, Estimate
+from eventcore_lab.lab.stats import NOTHING, Estimate, t_interval
 from eventcore_lab.spec import Spec, UsageError, parse, shown
 
 SPECS = ("store", "workload", "executor", "pacer", "projection")
@@ -42,7 +41,7 @@ class Arm(Struct, frozen=True):
         mean = sum(e.value for e in found) / len(found)
         n = sum(e.n for e in found)
         if len(found) >= TRIALS_MIN:
-            return Estimate(mean, *_t_interval([e.value for e in found]), n)
+            return Estimate(mean, *t_interval([e.value for e in found]), n)
         return Estimate(mean, min(e.low for e in found), max(e.high for e in found), n)
 
 
@@ -72,6 +71,17 @@ def _number(text: str) -> Value:
     return int(value) if value.is_integer() else value
 
 
+def where(runs: Iterable[Run], **values: Value) -> list[Run]:
+    """The runs that were made with all these values (see `value_of`), in their order."""
+    return [run for run in runs if all(value_of(run, name, "") == value for name, value in values.items())]
+
+
+def values_of(runs: Iterable[Run], name: str) -> list[float]:
+    """The numbers that `name` has in these runs, ascending, each once; runs without it are left out."""
+    found = {value_of(run, name, "") for run in runs}
+    return sorted(float(value) for value in found if not isinstance(value, str))
+
+
 def arms(runs: Sequence[Run], by: str, default: Value | None = None) -> list[Arm]:
     """The runs by what `by` is (see `value_of`): numbers ascending, words in the order they come."""
     found: dict[Value, list[Run]] = {}
@@ -97,7 +107,7 @@ def ratio(of: Sequence[Measured], to: Sequence[Measured], figure: str) -> Estima
     logs = [math.log(a.value / b.value) for a, b in pairs]
     mean, n = sum(logs) / len(logs), sum(a.n + b.n for a, b in pairs)
     if len(pairs) >= TRIALS_MIN:
-        low, high = _t_interval(logs)
+        low, high = t_interval(logs)
         return Estimate(math.exp(mean), math.exp(low), math.exp(high), n)
     widths = [_relative(a) ** 2 + _relative(b) ** 2 for a, b in pairs]
     half = math.sqrt(sum(widths)) / len(pairs)
@@ -107,10 +117,3 @@ def ratio(of: Sequence[Measured], to: Sequence[Measured], figure: str) -> Estima
 def _relative(e: Estimate) -> float:
     """Half the width of an interval, as a share of the value; NaN without one."""
     return max(e.high - e.value, e.value - e.low) / e.value if e.has_interval else math.nan
-
-
-def _t_interval(values: Sequence[float]) -> tuple[float, float]:
-    n, mean = len(values), sum(values) / len(values)
-    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
-    half = float(scipy_stats.t.ppf(1 - (1 - CONFIDENCE) / 2, n - 1)) * spread / math.sqrt(n)
-    return mean - half, mean + half

@@ -10,15 +10,15 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 
 from eventcore_lab.lab.arms import arms, ratio, value_of
 from eventcore_lab.lab.claims import Claim, claim, settled
 from eventcore_lab.lab.measures import Run
-from eventcore_lab.lab.numbers import Number, exactly, said
+from eventcore_lab.lab.numbers import Number, exactly
 from eventcore_lab.lab.picture import GREY, Picture, style
-from eventcore_lab.lab.sentences import Sentence
+from eventcore_lab.lab.sentences import NOTHING_MEASURED, Sentence
 from eventcore_lab.lab.stats import NOTHING, Estimate
+from eventcore_lab.lab.wording import percent, said
 
 SIZE = 1000
 """How many states a cache keeps unless it is told."""
@@ -65,6 +65,8 @@ def _stay(p: NDArray[np.float64], size: int) -> float:
     """For how many picks an entry stays; for ever where there is room for all."""
     if size >= len(p):
         return math.inf
+
+    from scipy.optimize import brentq  # a fifth of a second to import, for one notebook
 
     def too_many(t: float) -> float:
         return float(-np.expm1(-p * t).sum()) - size
@@ -114,7 +116,7 @@ def gain(runs: Sequence[Run], by: str, plain: str = "direct", figure: str = "com
     """How many times what `plain` does each of the other executors does, at the least and the most `by`."""
     ends = arms(runs, by)
     if not ends:
-        return Sentence("Nothing was measured.")
+        return NOTHING_MEASURED
     parts = []
     for executor in dict.fromkeys(run.row["executor"] for run in runs if run.row["executor"] != plain):
         told = []
@@ -129,17 +131,25 @@ def gain(runs: Sequence[Run], by: str, plain: str = "direct", figure: str = "com
     return Sentence(f"**Against {plain}, by {figure.replace('_', ' ')}: {'; '.join(parts)}.**{had}")
 
 
+def in_short(by_length: Sequence[Run], cache: str, plain: str = "direct") -> Sentence:
+    """What a cache does to the commands of `plain`, on the longest streams and on the shortest."""
+    lengths = arms(by_length, "events")
+    told = []
+    for a in {arm.value: arm for arm in reversed([*lengths[:1], *lengths[-1:]])}.values():
+        times = ratio(_through(a.runs, cache), _through(a.runs, plain), "commands_per_second")
+        told.append(
+            f"{said(times, 'times')} the commands of {plain} on streams of {a.value:,} event{'' if a.value == 1 else 's'}"
+        )
+    return Sentence(f"A cache answers {', '.join(told)}.") if told else NOTHING_MEASURED
+
+
 def conflicts(runs: Sequence[Run], by: str = "workers") -> Sentence:
     """The share of attempts that met a conflict, by executor and `by`."""
     parts = []
     for a in arms(runs, by):
         told = [f"`{e.value}` {said(e.estimate('conflicts/attempts'), '%')}" for e in arms(a.runs, "executor")]
         parts.append(f"{by} {_number(a.value)}: {', '.join(told)}")
-    return (
-        Sentence(f"**Attempts that met a conflict, {'; '.join(parts)}.**")
-        if parts
-        else Sentence("Nothing was measured.")
-    )
+    return Sentence(f"**Attempts that met a conflict, {'; '.join(parts)}.**") if parts else NOTHING_MEASURED
 
 
 def settings(runs: Sequence[Run], share: float = 0.9, streams: str = "users") -> Sentence:
@@ -154,8 +164,8 @@ def settings(runs: Sequence[Run], share: float = 0.9, streams: str = "users") ->
                 f"for {group.value:,} streams {size:,} states ({known[size]:.0f} %, best {max(known.values()):.0f} %)"
             )
     if not parts:
-        return Sentence("Nothing was measured.")
-    return Sentence(f"The smallest cache that has at least {share:.0%} of the most hits: {'; '.join(parts)}.")
+        return NOTHING_MEASURED
+    return Sentence(f"The smallest cache that has at least {percent(share)} of the most hits: {'; '.join(parts)}.")
 
 
 def names(runs: Sequence[Run]) -> dict[str | float, str]:

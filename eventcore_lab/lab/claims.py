@@ -13,8 +13,10 @@ from msgspec import Struct, structs
 
 from eventcore_lab.lab.arms import ratio
 from eventcore_lab.lab.measures import UNITS, Run
+from eventcore_lab.lab.sentences import Sentence
 from eventcore_lab.lab.stats import Estimate
 from eventcore_lab.lab.targets import Judgement, Targets, Verdict, judge
+from eventcore_lab.lab.wording import digits
 from eventcore_lab.spec import UsageError, unknown
 
 TOPICS = {
@@ -82,7 +84,7 @@ def claim(
     means = [_mean(runs, figure) for runs in (ours, theirs)]
     words = {"commands_per_second": "operations/s", "events_per_second": "events/s"}.get(figure, UNITS[figure])
     name = "" if figure in ("commands_per_second", "events_per_second") else f"{figure}: "
-    reason = f"{name}{_short(means[0])} to {_short(means[1])} {words}"
+    reason = f"{name}{digits(means[0])} to {digits(means[1])} {words}"
     return settled(topic, text, found, "times", reason, ours[0].run_id, at_least=at_least, at_most=at_most)
 
 
@@ -114,28 +116,38 @@ def settled(
     return Claim(topic, text, f"{sign} {bound:g} {unit}", found, unit, status, reason, run_id)
 
 
-def concluded(title: str, claims: Sequence[Claim], runs: Sequence[Run]) -> Verdict:
-    """The claims with what the runs they come from have to say for themselves: a verdict that fails when an invariant does."""
+def concluded(title: str, claims: Sequence[Claim], runs: Sequence[Run], *found: Sentence) -> Verdict:
+    """The claims with what the runs they come from have to say for themselves: a verdict that fails when an invariant does. Its
+    answer is what was `found`, in short (see `Sentence.headline`), and how many of the claims held."""
     invariants = judge(Targets.of(name=title), *runs).judgements if runs else ()
     verdict = Verdict(title, (*[c.judgement for c in claims], *invariants))
-    return structs.replace(verdict, answer=_answer(claims, verdict))
+    return structs.replace(verdict, answer=_answer(claims, verdict, found))
 
 
-def _answer(claims: Sequence[Claim], verdict: Verdict) -> str:
+def _answer(claims: Sequence[Claim], verdict: Verdict, found: Sequence[Sentence]) -> str:
     """The sentence or two that somebody in a hurry reads."""
     broken = [j for j in verdict.judgements if j.status == "violated"]
     parts = [f"Not correct: {'; '.join(f'{j.name}: {j.reason}' for j in broken[:3])}"] if broken else []
-    for status, words in (("held", "Yes"), ("not held", "No"), ("not settled", "Not settled")):
-        told = [f"{c.text} ({c.judgement.shown})" for c in claims if c.status == status]
-        if told:
-            parts.append(f"{words}: " + "; ".join(told))
-    return ". ".join(parts) + "." if parts else "Nothing was measured."
+    parts += [headline for headline in ["; ".join(sentence.headline for sentence in found)] if headline]
+    return ". ".join([*parts, _tally(claims, has_answer=bool(parts))]) + "."
+
+
+def _tally(claims: Sequence[Claim], has_answer: bool) -> str:
+    """How many claims held; where there is no other answer, the first of each kind with what was found of it."""
+    if not claims:
+        return "No claim was put to the test: these settings leave nothing to compare"
+    by_status = {s: [c for c in claims if c.status == s] for s in ("held", "not held", "not settled")}
+    if has_answer:
+        told = ", ".join(f"{len(those)} {status}" for status, those in by_status.items() if those)
+        return f"Of {len(claims)} claim{'' if len(claims) == 1 else 's'} put to the test: {told}"
+    parts = []
+    for (_, those), word in zip(by_status.items(), ("Yes", "No", "Not settled"), strict=True):
+        if those:
+            more = f", and {len(those) - 1} more" if len(those) > 1 else ""
+            parts.append(f"{word}: {those[0].text} ({those[0].judgement.shown}){more}")
+    return ". ".join(parts)
 
 
 def _mean(runs: Sequence[Run], figure: str) -> float:
     values = [v for run in runs if not math.isnan(v := run.figure(figure).estimate.value)]
     return sum(values) / len(values) if values else math.nan
-
-
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

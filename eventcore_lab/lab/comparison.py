@@ -23,6 +23,7 @@ from eventcore_lab.lab.picture import BEHIND_TEXT, BLUE, GREY, RED, Picture, not
 from eventcore_lab.lab.sentences import Sentence
 from eventcore_lab.lab.stats import NOTHING, Estimate
 from eventcore_lab.lab.targets import Verdict
+from eventcore_lab.lab.wording import digits, interval
 from eventcore_lab.schema import SAFE_ORDER
 from eventcore_lab.spec import parse
 
@@ -144,17 +145,13 @@ def _shown(row: Row, figure: str) -> str:
     e = Arm(row.store, runs).estimate(figure)
     if math.isnan(e.value):
         return "not measured"
-    return "never" if math.isinf(e.value) else f"{e.value:,.0f}" if figure == THROUGHPUT else f"{e.value:,.3g}"
+    return digits(e.value)
 
 
 def _times(e: Estimate) -> str:
     if math.isnan(e.value):
         return "–"
-    return _short(e.value) + (f" [{_short(e.low)} – {_short(e.high)}]" if e.has_interval else "")
-
-
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    return digits(e.value) + interval(e)
 
 
 def _listed(rows: Sequence[tuple[Row, Estimate]]) -> str:
@@ -288,17 +285,14 @@ def concluded(found: Comparison) -> Verdict:
 
 
 def _in_short(found: Comparison) -> str:
-    said = []
-    for row in found.others:
-        takes = found.word(row.takes, "takes more than", "takes less than")
-        said.append(
-            f"{row.store} {takes if takes != 'alike' else 'takes as much as'} {row.baseline} ({_times(row.takes)})"
-        )
-    settled = [text for text in said if "not settled" not in text]
-    open_ = [text.replace(" not settled ", " to ") for text in said if "not settled" in text]
-    parts = [f"Settled: {'; '.join(settled)}"] if settled else []
-    parts += [f"Not settled: {'; '.join(open_)}"] if open_ else []
-    return ". ".join(parts) + "." if parts else "There is nothing to compare: no class has two stores."
+    """Whose throughput is settled to be more or less than that of its baseline, and whose is not settled."""
+    words, parts = ("faster", "slower", "alike", "not settled"), []
+    for baseline in dict.fromkeys(row.baseline for row in found.others):
+        rows = [row for row in found.others if row.baseline == baseline]
+        by_word = {w: [(r, r.takes) for r in rows if found.word(r.takes, "faster", "slower") == w] for w in words}
+        told = "; ".join(f"{word}: {_listed(those)}" for word, those in by_word.items() if those)
+        parts.append(f"Times the throughput of {baseline}, {told}.")
+    return " ".join(parts) or "There is nothing to compare: no class has two stores."
 
 
 def settings(found: Comparison) -> Sentence:

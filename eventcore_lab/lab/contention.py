@@ -8,12 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eventcore_lab.lab.arms import arms, ratio, value_of
+from eventcore_lab.lab.arms import arms, ratio, value_of, values_of, where
 from eventcore_lab.lab.claims import Claim, claim, settled
 from eventcore_lab.lab.measures import Run
-from eventcore_lab.lab.sentences import Sentence
+from eventcore_lab.lab.sentences import NOTHING_MEASURED, Sentence
 from eventcore_lab.lab.stats import Estimate
-from eventcore_lab.lab.telling import Table, digits, enumerated, said, values_of, where
+from eventcore_lab.lab.table import Table
+from eventcore_lab.lab.wording import digits, enumerated, percent, said
 from eventcore_lab.schema import Outcome
 
 TOPIC = "parallelism"
@@ -60,15 +61,24 @@ def wait_ms(runs: Sequence[Run]) -> float:
 
 def table(runs: Sequence[Run], option: str) -> Table:
     """One row per way of keeping commands apart, limit and number of streams (`option` of the workload): conflicts of all
-    attempts, commands not done, those that waited for a stream, the mean wait for turn, permit and connection."""
-    heads = ("kept apart", "at a time", "streams", "commands/s", "conflicts", "not done", "waited", "wait, ms", "p50, ms",
-             "p99, ms")  # fmt: skip
+    attempts, commands not done, the mean wait for turn, permit and connection."""
+    heads = (
+        "kept apart",
+        "at a time",
+        "streams",
+        "commands/s",
+        "conflicts",
+        "not done",
+        "wait, ms",
+        "p50, ms",
+        "p99, ms",
+    )
     rows = []
     for way in arms(runs, "label"):
         for limit in arms(way.runs, "limit", ""):
             for spread in arms(limit.runs, option):
                 values = {name: spread.estimate(name).value for name in _FIGURES}
-                shares = [values["conflicts/attempts"], values["failures/attempts"], waited_share(spread.runs)]
+                shares = [values["conflicts/attempts"], values["failures/attempts"]]
                 times = [wait_ms(spread.runs), values["p50"], values["p99"]]
                 first = [
                     str(way.value),
@@ -112,7 +122,7 @@ def conflicts(runs: Sequence[Run], option: str) -> Sentence:
         rate = digits(way.estimate("commands_per_second").value)
         told.append(f"{way.value} {said(share, '%')}{given_up}, {rate} commands/s")
     if not told:
-        return Sentence("Nothing was measured.")
+        return NOTHING_MEASURED
     return Sentence(f"**Attempts in conflict {_streams(int(fewest[0]))}: {'; '.join(told)}.**")
 
 
@@ -120,7 +130,7 @@ def locks(runs: Sequence[Run], option: str) -> Sentence:
     """What each way of keeping commands apart still held when the run was over, and over how many streams."""
     told = []
     for way in arms(runs, "label"):
-        for word, name in (("locks", "locks"), ("lines", "lines")):
+        for word, name in (("locks", "locks"), ("lines of those who wait", "lines")):
             spread = [(arm.value, n) for arm in arms(way.runs, option) if not math.isnan(n := counted(arm.runs, name))]
             if spread:
                 listed = enumerated([f"{n:,.0f} for {streams:,}" for streams, n in spread])
@@ -151,8 +161,8 @@ def settings(limited: Sequence[Run], option: str) -> Sentence:
             limit, rate = next((limit, rate) for limit, rate in known if rate >= SHARE * best)
             told.append(f"{_streams(spread.value)} {limit:,} ({digits(rate)} commands/s, best {digits(best)})")
     if not told:
-        return Sentence("Nothing was measured.")
-    return Sentence(f"The smallest limit within {1 - SHARE:.0%} of the best: {', '.join(told)}.")
+        return NOTHING_MEASURED
+    return Sentence(f"The smallest limit within {percent(1 - SHARE)} of the best: {', '.join(told)}.")
 
 
 def waiting(limited: Sequence[Run], option: str) -> Sentence:

@@ -11,7 +11,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ import msgspec
 import numpy as np
 import polars as pl
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from eventcore_lab.clock import NS_PER_S, now_ns, pause_s
+from eventcore_lab.lab import alerts as alert_lines
 from eventcore_lab.lab.checkers import examined
-from eventcore_lab.lab.evidence import raw_samples, sample_files
+from eventcore_lab.lab.evidence import sampled
 from eventcore_lab.lab.readers import take_in
 from eventcore_lab.schema import (
     ENVIRONMENT_FILE,
@@ -143,16 +145,29 @@ class Lab:
         run_id = folder.name
         with _locked(folder) as is_ours:
             if is_ours:
-                with self._writing() as con:
-                    if not con.execute("SELECT 1 FROM runs WHERE run_id = ?", [run_id]).fetchall():
-                        _ingest(con, folder, run_id)
-                shutil.rmtree(folder)
+                with _untouched(folder):
+                    with self._writing() as con:
+                        if not con.execute("SELECT 1 FROM runs WHERE run_id = ?", [run_id]).fetchall():
+                            _ingest(con, folder, run_id)
+                    shutil.rmtree(folder)
         return run_id
 
     def recover(self) -> list[str]:
-        """Take in every run in the spool that nobody is working on any more; gives their ids."""
+        """Take in every run in the spool that nobody is working on any more, and alerts; gives the runs' ids."""
+        self.take_alerts()
         folders = sorted(self.spool.iterdir()) if self.spool.is_dir() else []
         return [self.ingest(f) for f in folders if (f / RUN_FILE).exists() and not _is_in_use(f)]
+
+    def take_alerts(self) -> int:
+        """Take in what monitors have left in the spool; gives how many changes of alerts are new."""
+        files = alert_lines.set_aside(self.spool)
+        if not files:
+            return 0
+        with self._writing() as con:
+            taken = alert_lines.take_in(con, files)
+        for file in files:
+            file.unlink(missing_ok=True)
+        return taken
 
     def runs(self, limit: int = 1000) -> pl.DataFrame:
         """The newest runs, newest first, one row each with its parameters and status."""
@@ -178,6 +193,13 @@ class Lab:
     def marks(self, run_id: str) -> pl.DataFrame:
         """What happened during a run, by time."""
         return self.sql("SELECT * EXCLUDE run_id FROM marks WHERE run_id = ? ORDER BY t_ns", [run_id])
+
+    def alerts(self, run_id: str = "") -> pl.DataFrame:
+        """What monitors alerted, by time; of one run, or of all. `delivered` says what became of telling it."""
+        return self.sql(
+            "SELECT * EXCLUDE alert_id FROM alerts WHERE run_id = ? OR ? = '' ORDER BY alerted_at, rowid",
+            [run_id, run_id],
+        )
 
     def invariants(self, run_id: str) -> pl.DataFrame:
         """What the checkers found in a run."""
@@ -263,6 +285,15 @@ def _locked(folder: Path) -> Iterator[bool]:
         os.close(lock)
 
 
+@contextmanager
+def _untouched(folder: Path) -> Iterator[None]:
+    """Nobody takes parts of a run's samples away from now until the end of the block (load/rotation.py)."""
+    with ExitStack() as stack:
+        for path in folder.glob("samples-*.i64"):
+            fcntl.flock(stack.enter_context(path.open("r+b")), fcntl.LOCK_EX)
+        yield
+
+
 def _is_in_use(folder: Path) -> bool:
     try:
         lock = os.open(folder / LOCK_FILE, os.O_RDWR)
@@ -281,8 +312,8 @@ def _ingest(con: duckdb.DuckDBPyConnection, folder: Path, run_id: str) -> None:
     row = msgspec.json.decode((folder / RUN_FILE).read_bytes())
     run = pa.Table.from_pylist([{name: row.get(name) for name in TABLES["runs"]}])  # noqa: F841 (read by DuckDB)
     con.execute("INSERT INTO runs BY NAME SELECT * FROM run")
-    for part in sample_files(folder):
-        incoming = _samples(part, row.get("schema_version") or 0)  # noqa: F841 (read by DuckDB, which finds a table of the file first)
+    for worker, rows in sampled(folder, []):  # what is missing is told by the checkers
+        incoming = _samples(worker, rows, row.get("schema_version") or 0)  # noqa: F841 (read by DuckDB, which finds a table of the file first)
         con.execute("INSERT INTO samples BY NAME SELECT ? AS run_id, * FROM incoming", [run_id])
     for table, file in (("gauges", GAUGES_FILE), ("marks", MARKS_FILE)):
         path = folder / file
@@ -309,12 +340,11 @@ def _add_missing_columns(con: duckdb.DuckDBPyConnection) -> None:
                 con.execute(f'ALTER TABLE {table} ADD COLUMN "{name}" {kind}')
 
 
-def _samples(part: Path, schema_version: int) -> pa.Table:
+def _samples(worker: int, rows: NDArray[np.int64], schema_version: int) -> pa.Table:
     """The columns of `samples` from a worker's raw rows; see schema.SAMPLE_WORDS."""
-    rows = raw_samples(part)
     columns = {name: rows[:, i] for i, name in enumerate(SAMPLE_WORDS[:-1])}
     word = rows[:, -1]
-    columns["worker"] = np.full(len(rows), int(part.stem.rpartition("-")[2]))
+    columns["worker"] = np.full(len(rows), worker)
     columns["outcome"], columns["phase"] = word & 0xFF, word >> 8 & 0x7F
     columns["attempts"], columns["events"] = word >> 24 & 0xFF, word >> 32
     if schema_version >= 3:  # before, this was where a sample said that it had begun

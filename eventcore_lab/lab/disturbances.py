@@ -55,8 +55,8 @@ def generator_limits(run: Run) -> list[str]:
     late, slowest = lateness_ms(run), stats.percentile(np.sort(run.latencies_ms[0]), 0.99)
     if late > LATENESS_FLOOR_MS and late > LATENESS_SHARE_MAX * slowest:
         limits.append(
-            f"the load generator sent its arrivals late (p99 {late:.1f} ms; rule: above {LATENESS_SHARE_MAX:.0%} of the p99 "
-            f"measured and {LATENESS_FLOOR_MS:g} ms)"
+            f"the load generator sent its arrivals late (p99 {late:.1f} ms; rule: above {100 * LATENESS_SHARE_MAX:.0f} % of "
+            f"the p99 measured and {LATENESS_FLOOR_MS:g} ms)"
         )
     still = run.marks.filter(name=LOADER_STOOD_STILL)["detail"].to_list()
     limits += [f"{LOADER_STOOD_STILL} {detail}" for detail in still]
@@ -87,7 +87,7 @@ def unsettled(run: Run, name: str, limit: float, status: str) -> str:
         if status == "pass" and late > limit:
             return f"the arrivals were not sent as scheduled (lateness p99 {late:.1f} ms; rule: at most the limit)"
         if status == "fail" and late > LATENESS_SHARE_MAX * limit and without_lateness_ms(run, name) < limit:
-            rule = f"rule: above {LATENESS_SHARE_MAX:.0%} of the limit, and met from when they were sent"
+            rule = f"rule: above {100 * LATENESS_SHARE_MAX:.0f} % of the limit, and met from when they were sent"
             return f"the load generator sent its arrivals late (p99 {late:.1f} ms; {rule})"
         limits = [text for text in generator_limits(run) if "late" not in text]
     else:

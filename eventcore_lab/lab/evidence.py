@@ -7,6 +7,7 @@ a version) and `participants` (streams that an acknowledged append only checked)
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 from eventcore_lab.schema import CLOCK_DOUBT, JOURNAL, NOT_COMPARED, NOT_SETTLED, SAMPLE_WORDS, Outcome
 
 MEMORY_MAX = "2GiB"
+SAMPLES_AT_ONCE = 1 << 18
+_SAMPLE_BYTES = 8 * len(SAMPLE_WORDS)
 LOST = {
     "writes": "the journal of appends was lost",
     "stored": "the store was not read back",
@@ -108,9 +111,9 @@ class Evidence:
         self.lacking: dict[str, tuple[str, str]] = {}
         for table in JOURNAL:
             self._open(table, sorted([*folder.glob(f"{table}.parquet"), *folder.glob(f"{table}-*.parquet")]))
-        samples = sample_files(folder)
-        self._open_samples(samples)
-        if len([*folder.glob("counts-[0-9]*.parquet")]) < len(samples):
+        workers = sample_workers(folder)
+        self._open_samples(folder, workers)
+        if len([*folder.glob("counts-[0-9]*.parquet")]) < len(workers):
             self.lacking.setdefault(
                 "counts", ("not tested", "a load process ended before it could say what it counted")
             )
@@ -145,13 +148,20 @@ class Evidence:
         listed = ", ".join(f"{name} {'UUID' if kind == 'BLOB' else kind}" for name, kind in kinds.items())
         self.con.execute(f"CREATE TEMP TABLE {table} ({listed})")
 
-    def _open_samples(self, files: Sequence[Path]) -> None:
-        if not files:
+    def _open_samples(self, folder: Path, workers: Sequence[int]) -> None:
+        if not workers:
             self.lacking["samples"] = ("not tested", LOST["samples"])
-        parts = [np.empty((0, len(SAMPLE_WORDS)), np.int64), *(raw_samples(file) for file in files)]
-        rows = np.concatenate(parts)
-        columns = {name: rows[:, SAMPLE_WORDS.index(name)] for name in ("operation", "began_ns", "ended_ns")}
-        self.con.register("samples", pa.table({**columns, "outcome": rows[:, -1] & 0xFF}))
+        self.con.execute(
+            "CREATE TEMP TABLE samples (operation BIGINT, began_ns BIGINT, ended_ns BIGINT, outcome BIGINT)"
+        )
+        lost: list[str] = []
+        for _, rows in sampled(folder, lost):
+            columns = {name: rows[:, SAMPLE_WORDS.index(name)] for name in ("operation", "began_ns", "ended_ns")}
+            self.con.register("incoming", pa.table({**columns, "outcome": rows[:, -1] & 0xFF}))
+            self.con.execute("INSERT INTO samples SELECT * FROM incoming")
+            self.con.unregister("incoming")
+        if lost:
+            self.lacking["samples"] = ("broken", lost[0])
 
     def _derive(self, name: str, needs: Sequence[str], sql: str) -> None:
         if (why := self.lacks(needs)) is not None:
@@ -168,9 +178,58 @@ def line_of(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def sample_files(folder: Path) -> list[Path]:
-    """The samples of each worker of a run, as they were recorded here or brought from elsewhere."""
-    return sorted([*folder.glob("samples-*.i64"), *folder.glob("samples-*.parquet")])
+def sample_workers(folder: Path) -> list[int]:
+    """The numbers of those whose samples are in a run's folder, recorded here or brought from elsewhere."""
+    names = [path.name for path in folder.glob("samples-*") if path.suffix in (".i64", ".parquet")]
+    return sorted({int(name.removeprefix("samples-").partition(".")[0]) for name in names})
+
+
+def sampled(folder: Path, lost: list[str]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """(worker, rows) of a run's samples, each row once, not too many at a time, as `raw_samples` gives them. What of a load of
+    hours was taken out of its file meanwhile (load/rotation.py) is in parts and comes first. What is missing, or cannot be
+    read, is told in `lost`."""
+    for worker in sample_workers(folder):
+        stem, next_row = f"samples-{worker}", 0
+        raw, parts = folder / f"{stem}.i64", _parts(folder, stem)
+        for first, end, part in [*parts, (taken := _taken(raw, parts), taken, None)]:
+            if (
+                first > next_row
+            ):  # a part that is gone, or was torn by a power cut: its rows may still be where they were
+                again = [*_recorded(raw, next_row, first)]
+                yield from [(worker, rows) for rows in again]
+                if sum(map(len, again)) < first - next_row:
+                    lost.append(f"of the samples {next_row} to {first} of worker {worker} some are gone")
+                next_row = first
+            if part is not None and end > next_row and (whole := _whole(part, end - first)) is not None:
+                yield worker, whole[next_row - first :]
+                next_row = end
+        yield from [(worker, rows) for rows in _recorded(raw, next_row)]
+        if (gathered := folder / f"{stem}.parquet").exists():
+            yield worker, raw_samples(gathered)
+
+
+def _taken(raw: Path, parts: Sequence[tuple[int, int, Path]]) -> int:
+    """How many rows from the beginning may not be in the file any more."""
+    told = raw.with_suffix(".taken")
+    return max([int(told.read_text()) if told.exists() else 0, *(end for _, end, _ in parts)])
+
+
+def _whole(part: Path, count: int) -> NDArray[np.int64] | None:
+    """The rows of a part, None if they cannot be read."""
+    try:
+        rows = raw_samples(part)
+    except (OSError, pa.ArrowException):
+        return None
+    return rows if len(rows) == count else None
+
+
+def _parts(folder: Path, stem: str) -> list[tuple[int, int, Path]]:
+    """(first row, row behind the last, file) of what was taken from a worker's samples, by row."""
+    parts = []
+    for path in folder.glob(f"{stem}.*-*.parquet"):
+        first, _, end = path.name.split(".")[1].partition("-")
+        parts.append((int(first), int(end), path))
+    return sorted(parts)
 
 
 def raw_samples(part: Path) -> NDArray[np.int64]:
@@ -178,10 +237,35 @@ def raw_samples(part: Path) -> NDArray[np.int64]:
     if part.suffix == ".parquet":
         table = pq.read_table(part, columns=list(SAMPLE_WORDS))
         return np.column_stack([table[name].to_numpy() for name in SAMPLE_WORDS])
-    whole = part.stat().st_size // (8 * len(SAMPLE_WORDS)) * len(SAMPLE_WORDS)
-    rows = np.fromfile(part, np.int64, whole).reshape(-1, len(SAMPLE_WORDS))
-    begun: NDArray[np.int64] = rows[rows[:, -1] != 0]
-    return begun
+    return np.concatenate([np.empty((0, len(SAMPLE_WORDS)), np.int64), *_recorded(part, 0)])
+
+
+def _recorded(path: Path, first: int, end: int | None = None) -> Iterator[NDArray[np.int64]]:
+    """The rows of a file as it was recorded, from row `first` on, up to `end`; its holes are not read."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        offset = first * _SAMPLE_BYTES
+        while (offset := _data_from(file.fileno(), offset)) >= 0:
+            at_once = SAMPLES_AT_ONCE if end is None else min(SAMPLES_AT_ONCE, end - offset // _SAMPLE_BYTES)
+            data = os.pread(file.fileno(), max(0, at_once) * _SAMPLE_BYTES, offset)
+            whole = len(data) // _SAMPLE_BYTES
+            if not whole:
+                return
+            rows = np.frombuffer(data, np.int64, whole * len(SAMPLE_WORDS)).reshape(-1, len(SAMPLE_WORDS))
+            offset += whole * _SAMPLE_BYTES
+            if len(begun := rows[rows[:, -1] != 0]):
+                yield begun
+
+
+def _data_from(file: int, offset: int) -> int:
+    """Where in a sparse file there is something again from `offset` on, as the beginning of a row; -1 for nowhere."""
+    if not hasattr(os, "SEEK_DATA"):
+        return offset
+    try:
+        return max(offset, os.lseek(file, offset, os.SEEK_DATA) // _SAMPLE_BYTES * _SAMPLE_BYTES)
+    except OSError:  # ENXIO: only a hole, or the end
+        return -1
 
 
 @contextmanager

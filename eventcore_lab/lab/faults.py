@@ -13,13 +13,24 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from msgspec import structs
-from scipy import stats as scipy_stats
 
 from eventcore_lab.lab import claims
 from eventcore_lab.lab.claims import Claim
 from eventcore_lab.lab.faults_known import FIRST, KNOWN, OURS, Fault
 from eventcore_lab.lab.measures import Run
-from eventcore_lab.lab.picture import BEHIND_TEXT, BLUE, GREEN, GREY, ORANGE, RED, Picture, nothing, plain, style
+from eventcore_lab.lab.picture import (
+    BEHIND_TEXT,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    Picture,
+    name_ends,
+    nothing,
+    plain,
+    style,
+)
 from eventcore_lab.lab.sentences import Sentence
 from eventcore_lab.lab.stats import CONFIDENCE, NOTHING, Estimate, growth
 from eventcore_lab.lab.targets import Judgement, Targets, Verdict, judge
@@ -59,7 +70,9 @@ def estimate(fact: Fact) -> Estimate:
     share = 100 * fact.value / fact.of if fact.of else fact.value
     if not fact.of or KNOWN[fact.fault].is_certain:
         return Estimate(share, math.nan, math.nan, max(int(fact.of), 1))
-    found = scipy_stats.binomtest(round(fact.value), round(fact.of)).proportion_ci(CONFIDENCE, "wilson")
+    from scipy.stats import binomtest  # half a second to import, for one notebook
+
+    found = binomtest(round(fact.value), round(fact.of)).proportion_ci(CONFIDENCE, "wilson")
     return Estimate(share, 100 * float(found.low), 100 * float(found.high), int(fact.of))
 
 
@@ -168,7 +181,7 @@ def picture(shown: Shown, name: str) -> Picture:
             axes.annotate(fault.line[1], (0.01, fault.line[0]), (0, 3), xycoords=("axes fraction", "data"),
                           textcoords="offset points", color=GREY, fontsize=9, bbox=BEHIND_TEXT)  # fmt: skip
         _scale(axes, [f for arm in arms for f in _of(shown, name, arm)], fault)
-        _names(axes, ends)
+        name_ends(axes, ends)
         axes.set_xlabel(fault.setting)
         axes.set_title(plain(f"{fault.figure}, {fault.unit}", 90), fontsize=10, loc="left", color=GREY)
     return drawn
@@ -201,17 +214,6 @@ def _scale(axes: Axes, facts: Sequence[Fact], fault: Fault) -> None:
     top = max(*highs, fault.line[0] if fault.line else 0.0, 1e-9)
     axes.set_ylim(0, min(1.15 * top, 103.0) if fault.unit == "%" else 1.15 * top)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.6g}"))
-
-
-def _names(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Each arm's name at its line's right end, moved apart where lines meet."""
-    height = axes.get_position().height * axes.figure.get_figheight()  # type: ignore[union-attr]
-    placed: list[float] = []
-    for y, name, colour in sorted(ends):
-        at = float(axes.transAxes.inverted().transform(axes.transData.transform((0, y)))[1])
-        at = max(at, placed[-1] + 0.22 / height) if placed else at
-        placed.append(at)
-        axes.text(1.02, at, plain(name, 30), color=colour, fontsize=9, va="center", transform=axes.transAxes)
 
 
 def shares(shown: Shown) -> Picture:

@@ -20,7 +20,7 @@ from eventcore_lab.lab.arms import arms, value_of
 from eventcore_lab.lab.caching import counts
 from eventcore_lab.lab.claims import Claim, settled
 from eventcore_lab.lab.measures import MIB, Run
-from eventcore_lab.lab.numbers import Number, exactly, less, said, short
+from eventcore_lab.lab.numbers import Number, exactly, less
 from eventcore_lab.lab.picture import (
     BEHIND_TEXT,
     BLUE,
@@ -30,12 +30,13 @@ from eventcore_lab.lab.picture import (
     RED,
     Picture,
     caption,
+    name_ends,
     nothing,
-    plain,
     style,
 )
-from eventcore_lab.lab.sentences import Sentence
+from eventcore_lab.lab.sentences import NOTHING_MEASURED, Sentence
 from eventcore_lab.lab.stats import NOTHING, Estimate
+from eventcore_lab.lab.wording import digits, said
 from eventcore_lab.schema import Outcome
 
 
@@ -145,11 +146,7 @@ def over_time(runs: Sequence[Run], by: str = "executor") -> Picture:
             return _empty(picture, axes)
         axes.set_xlabel("seconds since the load began")
         axes.set_ylabel("RSS above the start, MiB")
-        low, high = axes.get_ylim()
-        placed = -math.inf
-        for y, name, colour in sorted(ends):
-            placed = max((y - low) / (high - low), placed + 0.065)
-            axes.text(1.01, placed, name, color=colour, fontsize=9, va="center", transform=axes.transAxes)
+        name_ends(axes, ends)
         caption(picture, runs)
     return picture
 
@@ -161,7 +158,7 @@ def _line(axes: Axes, run: Run, n: int, by: str) -> tuple[float, str, str] | Non
     y = (series["value"].to_numpy() - series["value"][0]) / MIB
     colour, dash = (BLUE, RED, ORANGE, PURPLE, GREY)[n % 5], ("-", "--", "-.", ":")[n % 4]
     axes.plot(series["t_ns"].to_numpy() / NS_PER_S, y, color=colour, ls=dash)
-    return float(y[-1]), plain(run.row[by], 30), colour
+    return float(y[-1]), str(run.row[by]), colour
 
 
 def services_over_time(run: Run) -> Picture:
@@ -174,12 +171,15 @@ def services_over_time(run: Run) -> Picture:
             colour, dash = (BLUE, "-") if source == "loader" else (RED, "--")
             series = run.looks("pss_bytes", source)
             y = series["value"].to_numpy() / MIB
-            axes.plot(series["t_ns"].to_numpy() / NS_PER_S, y, color=colour, ls=dash)
+            axes.plot(series["t_ns"].to_numpy() / NS_PER_S, y, color=colour, ls=dash, marker="o" if len(y) == 1 else "")
             axes.axhline(peak, color=colour, ls=":", lw=1)
             axes.annotate(f"{source},\nhighest {peak:,.0f}", (1.01, peak), xycoords=("axes fraction", "data"), color=colour,
                           fontsize=9, va="bottom" if peak == max(highest_of.values()) else "top")  # fmt: skip
         if not highest_of:
             return _empty(picture, axes)
+        axes.set_xlim(
+            left=min(0.0, axes.get_xlim()[0]), right=max(axes.get_xlim()[1], run.row["measured_ns"] / NS_PER_S)
+        )
         axes.set_ylim(0, 1.25 * max(highest_of.values()))
         axes.set_xlabel("seconds since the load began")
         axes.set_ylabel("memory (PSS), MiB")
@@ -230,9 +230,19 @@ def growth(runs: Sequence[Run], floor: Sequence[Run], commands: int) -> Sentence
     if not math.isnan(own.value):
         text += (
             f" Of it {said(own, 'B')} are what the harness keeps to check the answers afterwards (measured on a store that "
-            f"keeps nothing), {short(own.value * commands / MIB)} MiB over {commands:,} commands."
+            f"keeps nothing), {digits(own.value * commands / MIB)} MiB over {commands:,} commands."
         )
     return Sentence(text)
+
+
+def in_short(runs: Sequence[Run], floor: Sequence[Run], commands: int) -> Sentence:
+    """By how much so many commands through the first executor make the load process grow, and what of it the harness keeps."""
+    if not runs:
+        return NOTHING_MEASURED
+    first, growing = arms(runs, "executor")[0], grown(commands)
+    text = f"Over {commands:,} commands through {first.value} the load process grows by {growing.said(first.runs)}"
+    own = f"; the evidence that the harness keeps is {growing.said(floor)} by itself" if floor else ""
+    return Sentence(f"{text}{own}.")
 
 
 def net(runs: Sequence[Run], floor: Sequence[Run]) -> Estimate:
@@ -323,11 +333,12 @@ def _settled(text: str, found: Estimate, runs: Sequence[Run], reason: str, **bou
 def settings(runs: Sequence[Run], floor: Sequence[Run]) -> Sentence:
     """What memory to plan for: the process's own, and a state in a cache."""
     if not runs or not (there := peaks(runs[0])):
-        return Sentence("Nothing was measured.")
+        return NOTHING_MEASURED
     begins = float(runs[0].looks("pss_bytes")["value"][0]) / MIB if "loader" in there else math.nan
     own = net([r for r in runs if r.row["executor"] == runs[0].row["executor"]], floor)
     text = (
-        f"A load process begins with {begins:.0f} MiB; each command leaves {said(own, 'B')} that are not the harness's."
+        f"A load process begins with {begins:.0f} MiB; each command leaves "
+        f"{said(own, 'B') if own.value > 0 else 'nothing'} beside the harness's evidence."
     )
     if size := state_bytes(runs):
         text += f" A state in the cache takes about {size:,.0f} B: a million of them {size * 1e6 / MIB:,.0f} MiB."

@@ -7,7 +7,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import polars as pl
@@ -49,12 +51,22 @@ class Figure(Struct, frozen=True):
         return UNITS[self.name]
 
 
+_in_use: WeakValueDictionary[tuple[Path, str], Run] = WeakValueDictionary()
+
+
 class Run:
     """One run as the Lab holds it. Facts are read when first asked for; figures are computed from them."""
 
     def __init__(self, lab: Lab, run_id: str) -> None:
         self.lab, self.row = lab, lab.run_row(run_id)
         self.run_id: str = self.row["run_id"]
+        _in_use.setdefault((lab.path.resolve(), self.run_id), self)
+
+    @classmethod
+    def of(cls, lab: Lab, run_id: str) -> Run:
+        """The run as this process has it already, with what was read and computed of it, or else anew: what is stored of a
+        run does not change."""
+        return _in_use.get((lab.path.resolve(), run_id)) or cls(lab, run_id)
 
     def __repr__(self) -> str:
         r = self.row

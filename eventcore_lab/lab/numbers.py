@@ -16,6 +16,7 @@ from eventcore_lab.lab.claims import Claim, settled
 from eventcore_lab.lab.measures import Figure, Run
 from eventcore_lab.lab.picture import Picture
 from eventcore_lab.lab.stats import Estimate
+from eventcore_lab.lab.wording import said
 
 
 class Number(Struct, frozen=True):
@@ -80,21 +81,6 @@ class _Seen:
 
     def figure(self, _: str) -> Figure:
         return self._figure
-
-
-def said(e: Estimate, unit: str) -> str:
-    """A value with its unit, and its interval if it has one, for people."""
-    if math.isnan(e.value):
-        return "not measured"
-    interval = f" [{short(e.low)} – {short(e.high)}]" if e.has_interval else ""
-    return f"{short(e.value)}{'' if unit[:1] == '/' else ' '}{unit}{interval}"
-
-
-def short(value: float) -> str:
-    """Three digits, thousands separated; what is less than a hundredth is 0."""
-    if abs(value) < 0.01:
-        return "0"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def less(a: Estimate, b: Estimate) -> Estimate:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 
 from eventcore_lab.lab.measures import Run
+from eventcore_lab.lab.wording import digits
 
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#666666"
 COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, "#56B4E9")
@@ -92,6 +93,23 @@ def nothing(axes: Axes) -> Axes:
     return axes
 
 
+def name_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
+    """Each line's name at its right end, moved apart where lines meet; `ends` are (y, name, colour). The axes must have their
+    final range. Of lines that end alike the first is named below."""
+    line = 0.2 / (axes.get_position().height * axes.figure.get_figheight())  # type: ignore[union-attr] # 0.2 inch of text
+    at: list[float] = []
+    ordered = sorted(ends, key=lambda end: end[0])
+    for y, _, _ in ordered:
+        own = float(axes.transAxes.inverted().transform(axes.transData.transform((axes.get_xlim()[1], y)))[1])
+        at.append(max(own, at[-1] + line) if at else own)
+    ceiling = max(1.0, line * len(at))
+    for n in reversed(range(len(at))):  # what was pushed out of the top comes down again
+        at[n] = min(at[n], ceiling)
+        ceiling = at[n] - line
+    for height, (_, name, colour) in zip(at, ordered, strict=True):
+        axes.text(1.01, height, plain(name, 36), color=colour, fontsize=9, va="center", transform=axes.transAxes)
+
+
 def caption(picture: Figure, runs: Sequence[Run]) -> None:
     if runs:
         r = runs[0].row
@@ -101,7 +119,7 @@ def caption(picture: Figure, runs: Sequence[Run]) -> None:
 
 
 def short(value: float) -> str:
-    """1,234 below ten thousand, 12.3k above."""
+    """As `wording.digits` has it below ten thousand; 12.3k, 4.5M above, for there is little room."""
     if abs(value) >= 1e6:
         return f"{value / 1e6:.3g}M"
-    return f"{value / 1e3:.3g}k" if abs(value) >= 1e4 else f"{value:,.0f}"
+    return f"{value / 1e3:.3g}k" if abs(value) >= 1e4 else digits(value)

@@ -30,6 +30,7 @@ from eventcore_lab.lab.picture import (
     Picture,
     caption,
     corner,
+    name_ends,
     nothing,
     plain,
     short,
@@ -138,7 +139,7 @@ def latency_percentiles(runs: Sequence[Run], targets: Targets | None = None) -> 
             for t in limits:
                 _mark_limit(axes, t)
             _never_ended(axes, runs)
-            _names_at_ends(axes, [e for e in ends if len(runs) > 1])
+            name_ends(axes, [end[1:] for end in ends if len(runs) > 1])
         caption(picture, runs)
     return picture
 
@@ -184,17 +185,6 @@ def _tail_axis(axes: Axes, last: float, runs: Sequence[Run]) -> None:
     _log_ms(axes)
     axes.set_xlabel("percentile of operations")
     axes.set_ylabel(f"{runs[0].latency_word}, ms")
-
-
-def _names_at_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Each curve's name at its right end, moved apart where curves meet."""
-    height = axes.get_position().height * axes.figure.get_figheight()  # type: ignore[union-attr]
-    placed: list[float] = []
-    for _, y, name, colour in sorted(ends, key=lambda e: e[1]):
-        at = float(axes.transAxes.inverted().transform(axes.transData.transform((0, y)))[1])
-        at = max(at, placed[-1] + 0.2 / height) if placed else at  # 0.2 inch: a line of text
-        placed.append(at)
-        axes.text(1.01, at, plain(name), color=colour, fontsize=9, va="center", transform=axes.transAxes)
 
 
 def _told_apart(run: Run, runs: Sequence[Run]) -> str:
@@ -283,8 +273,8 @@ def _name_lines(axes: Axes) -> None:
         y = np.asarray(line.get_ydata(), float)
         known, name = y[np.isfinite(y)], str(line.get_label())
         if len(known) and not name.startswith("_"):
-            ends.append((0.0, float(known[-1]), name, str(line.get_color())))
-    _names_at_ends(axes, ends)
+            ends.append((float(known[-1]), name, str(line.get_color())))
+    name_ends(axes, ends)
 
 
 def rate_over_time(frame: pl.DataFrame, axes: Axes, offered: str) -> Axes:

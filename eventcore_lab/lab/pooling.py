@@ -14,11 +14,12 @@ from eventcore_lab.clock import NS_PER_S
 from eventcore_lab.lab import claims
 from eventcore_lab.lab.arms import TRIALS_MIN, Arm, Value, arms, ratio
 from eventcore_lab.lab.claims import Claim
-from eventcore_lab.lab.findings import NOTHING, digits, enough, named, told
 from eventcore_lab.lab.measures import Run
-from eventcore_lab.lab.sentences import Sentence
+from eventcore_lab.lab.optimum import enough
+from eventcore_lab.lab.sentences import NOTHING_MEASURED, Sentence
 from eventcore_lab.lab.stats import Estimate
 from eventcore_lab.lab.views import parts_ms
+from eventcore_lab.lab.wording import digits, named, percent, told
 from eventcore_lab.spec import parse
 
 MATTERS = 1.1
@@ -36,10 +37,10 @@ def sizes(runs: Sequence[Run]) -> Sentence:
             at, top = max(values, key=lambda v: v[1].value)
             (least, low), (most, high) = values[0], values[-1]
             ends = [(n, e.value / top.value) for n, e in ((least, low), (most, high)) if n != at]
-            others = f" ({' and '.join(f'{v:.0%} with {_connections(n)}' for n, v in ends)})" if ends else ""
+            others = f" ({' and '.join(f'{percent(v)} with {_connections(n)}' for n, v in ends)})" if ends else ""
             callers = f"{named(group.value)} caller{'s are' if group.value != 1 else ' is'}"
             parts.append(f"**{callers} served best by {_connections(at)}, {told(top, RATE)}**{others}.")
-    return Sentence(" ".join(parts)) if parts else NOTHING
+    return Sentence(" ".join(parts)) if parts else NOTHING_MEASURED
 
 
 def _connections(n: Value) -> str:
@@ -50,7 +51,7 @@ def waiting(runs: Sequence[Run]) -> Sentence:
     """How much of an operation is waiting for a connection, and how long the store itself takes, with the least and the most
     connections, for the most callers."""
     if not runs:
-        return NOTHING
+        return NOTHING_MEASURED
     ends = arms(arms(runs, "concurrency")[-1].runs, "connections")
     said = []
     for arm in (ends[0], ends[-1]) if len(ends) > 1 else ends:
@@ -60,10 +61,10 @@ def waiting(runs: Sequence[Run]) -> Sentence:
             wait = parts["waiting for a connection"] / whole
             said.append(
                 f"with {_connections(arm.value)} an operation takes "
-                f"{digits(whole)} ms, {wait:.0%} of it waiting for one and {digits(parts['in the store'])} ms in the store"
+                f"{digits(whole)} ms, {percent(wait)} of it waiting for one and {digits(parts['in the store'])} ms in the store"
             )
     if not said:
-        return NOTHING
+        return NOTHING_MEASURED
     first, *rest = said
     return Sentence(
         f"**Of {named(arms(runs, 'concurrency')[-1].value)} callers: {first}**{''.join(f'; {t}' for t in rest)}."
@@ -214,12 +215,12 @@ def effects(found: Effects) -> Sentence:
     changed = [f"{row.name} ({', '.join(row.changed)})" for row in others if row.changed]
     without = [row.name for row in others if not row.changed and row.is_without]
     unsettled = [row.name for row in others if not row.changed and not row.is_without]
-    parts = [f"**Changed by more than {MATTERS - 1:.0%}: {'; '.join(changed)}.**"] if changed else []
+    parts = [f"**Changed by more than {percent(MATTERS - 1)}: {'; '.join(changed)}.**"] if changed else []
     parts += [f"Changed nothing: {'; '.join(without)}."] if without else []
     parts += [f"No change is settled for: {'; '.join(unsettled)}."] if unsettled else []
     if others and others[0].trials < TRIALS_MIN:
         parts.append(f"With {others[0].trials} of at least {TRIALS_MIN} trials no difference of time can be settled.")
-    return Sentence(" ".join(parts)) if parts else NOTHING
+    return Sentence(" ".join(parts)) if parts else NOTHING_MEASURED
 
 
 def claimed(runs: Sequence[Run], found: Effects, connections: int) -> list[Claim]:
@@ -258,7 +259,7 @@ def settings(runs: Sequence[Run], found: Effects) -> Sentence:
     dear = [row.name for row in found.rows if not row.is_base and row.changed]
     if dear:
         lines.append(f"- With care, for they changed something here: {'; '.join(dear)}.")
-    return Sentence("\n".join(lines)) if lines else NOTHING
+    return Sentence("\n".join(lines)) if lines else NOTHING_MEASURED
 
 
 def caution(found: Effects) -> Sentence:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from eventcore_lab.lab import claims
 from eventcore_lab.lab.arms import Arm, Value, arms, ratio
 from eventcore_lab.lab.claims import Claim
-from eventcore_lab.lab.findings import NOTHING, digits, enough, named, told
 from eventcore_lab.lab.measures import Run
-from eventcore_lab.lab.sentences import Sentence
+from eventcore_lab.lab.optimum import enough
+from eventcore_lab.lab.sentences import NOTHING_MEASURED, Sentence
+from eventcore_lab.lab.wording import digits, named, told
 
 WAYS = ("one_by_one", "parallel", "joint")
 NAMES: dict[Value, str] = {"one_by_one": "one by one", "parallel": "at the same time", "joint": "in one statement"}
@@ -22,7 +23,7 @@ def price(runs: Sequence[Run]) -> Sentence:
     be larger than what is left to read: it is the events that came that count."""
     found = [(_events(a), a.value, e.value) for a in arms(runs, "limit") if (e := a.estimate(MEDIAN)).value > 0]
     if not found:
-        return NOTHING
+        return NOTHING_MEASURED
     (few, small, first), (many, large, last) = found[0], found[-1]
     text = f"**A page of {named(small)} takes {digits(first)} ms in the median, a page of {named(large)} {digits(last)} ms**"
     if many > few and last > first:
@@ -46,6 +47,16 @@ def page_names(runs: Sequence[Run]) -> dict[Value, str]:
 def _by_way(several: Sequence[Run]) -> dict[Value, dict[str, Arm]]:
     """Streams at a time → way → its runs."""
     return {n.value: {str(a.value): a for a in arms(n.runs, "way")} for n in arms(several, "together")}
+
+
+def fastest(several: Sequence[Run]) -> Sentence:
+    """The way in which several streams come fastest, and how fast."""
+    found = [(n, way, a.estimate(RATE)) for n, ways in _by_way(several).items() for way, a in ways.items()]
+    known = [f for f in found if f[2].value > 0]
+    if not known:
+        return NOTHING_MEASURED
+    n, way, rate = max(known, key=lambda f: f[2].value)
+    return Sentence(f"several streams come fastest {named(way, NAMES)}, {told(rate, RATE)} with {named(n)} at a time.")
 
 
 def long_stream(runs: Sequence[Run]) -> Sentence:
@@ -102,4 +113,4 @@ def settings(pages: Sequence[Run], several: Sequence[Run], lengthy: Sequence[Run
         paged = {at: ratio(a.runs, found[0].runs, MEDIAN).value for at, a in found.items() if at}
         at = min(paged, key=lambda page: paged[page])
         lines.append(f"- A long stream: pages of **{named(at)}** take {paged[at]:.2f} times as long as whole.")
-    return Sentence("\n".join(lines)) if lines else NOTHING
+    return Sentence("\n".join(lines)) if lines else NOTHING_MEASURED

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 from msgspec import Struct
 
 from eventcore_lab.lab import visibility
+from eventcore_lab.lab.arms import TRIALS_MIN
 from eventcore_lab.lab.disturbances import cautions, generator_limits, lateness_ms, loader_cpu
 from eventcore_lab.lab.measures import Figure, Run
 from eventcore_lab.lab.targets import Verdict, untested
+from eventcore_lab.lab.wording import percent, said
 from eventcore_lab.spec import parse
 
 _WORDS = {"commands_per_second": "commands/s", "events_per_second": "events/s"}
@@ -25,8 +28,17 @@ class Sentence(Struct, frozen=True):
     def __str__(self) -> str:
         return self.text
 
+    @property
+    def headline(self) -> str:
+        """The bold part of a text that begins with one, else all of it; without marks, and without its full stop."""
+        bold = [part for part in re.findall(r"\*\*(.+?)\*\*", self.text, re.DOTALL) if self.text.startswith("**")]
+        return re.sub(r"[*`]", "", "; ".join(part.rstrip(".") for part in bold) or self.text).rstrip(".")
+
     def _repr_markdown_(self) -> str:
         return self.text.replace("$", "\\$").replace("<", "&lt;")
+
+
+NOTHING_MEASURED = Sentence("Nothing was measured.")
 
 
 def option(run: Run, name: str, default: int) -> int:
@@ -44,7 +56,7 @@ def throughput(runs: Sequence[Run], by: str, figure: str = "commands_per_second"
     ordered = sorted(runs, key=lambda r: option(r, by, defaults.get(by, 1)))
     values = [r.figure(figure).estimate.value for r in ordered]
     if not values or all(math.isnan(v) for v in values):
-        return Sentence("Nothing was measured.")
+        return NOTHING_MEASURED
     top = max(range(len(values)), key=lambda i: -math.inf if math.isnan(values[i]) else values[i])
     at = option(ordered[top], by, defaults.get(by, 1))
     text = f"**Most {_WORDS[figure]}: {_value(ordered[top].figure(figure))} at {by} {at:,}**"
@@ -112,17 +124,65 @@ def settings(commands: Sequence[Run], writes: Sequence[Run], share: float = 0.9)
             at = min(at for at, v in known.items() if v >= share * max(known.values()))
             parts.append(f"a {by} of {at:,} ({known[at]:,.0f} {_WORDS[figure]}, best {max(known.values()):,.0f})")
     if not parts:
-        return Sentence("Nothing was measured.")
-    return Sentence(f"The smallest settings within {1 - share:.0%} of the best: " + ", ".join(parts) + ".")
+        return NOTHING_MEASURED
+    return Sentence(f"The smallest settings within {percent(1 - share)} of the best: " + ", ".join(parts) + ".")
+
+
+def rests(**trials: int) -> Sentence:
+    """What the intervals of each part rest on, by how often it was run: `rests(sizes=1, settings=3)`."""
+    few = [name.replace("_", " ") for name, n in trials.items() if n < TRIALS_MIN]
+    many = [f"{name.replace('_', ' ')} ({n})" for name, n in trials.items() if n >= TRIALS_MIN]
+    lines = [f"- Intervals from trials, in a random order each time: {', '.join(many)}."] if many else []
+    if few:
+        lines.append(
+            f"- Fewer than {TRIALS_MIN} trials, so that intervals are from blocks of time within a run and too narrow: "
+            f"{', '.join(few)}."
+        )
+    return Sentence("\n".join(lines))
 
 
 def caveats(runs: Sequence[Run]) -> Sentence:
     """What a sceptic must know: durability, what disturbed the run, what was not tested, and the ids to query."""
     lines = [f"Durability: {d}." for d in sorted({str(r.row["durability"]) for r in runs if r.row["durability"]})]
-    lines += [f"{r.row['pacer']}: {text}." for r in runs for text in cautions(r)]
+    lines += gathered({r.run_id: cautions(r) for r in runs})
     lines += [f"Not tested, because {reason}: {'; '.join(names)}." for reason, names in untested(runs).items()]
     lines.append("Runs: " + ", ".join(f"`{r.run_id}`" for r in runs) + ".")
     return Sentence("\n".join(f"- {line}" for line in lines))
+
+
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+
+
+def gathered(cautions_of: Mapping[str, Sequence[str]]) -> list[str]:
+    """A line for each kind of caution: of how many runs it is told, by their ids if they are few, and from which number to
+    which where that is what they differ by. `cautions_of`: run id → its cautions."""
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for run_id, texts in cautions_of.items():
+        for text in texts:
+            kinds.setdefault(_NUMBER.sub("#", text), []).append((run_id, text))
+    lines = []
+    for told_of in kinds.values():
+        ids = list(dict.fromkeys(run_id for run_id, _ in told_of))
+        few = f" ({', '.join(f'`{i}`' for i in ids)})" if len(ids) <= _IDS_MAX < len(cautions_of) else ""
+        of = "" if len(cautions_of) == 1 else f"{len(ids)} of {len(cautions_of)} runs{few}: "
+        text = f"{of}{_in_one([text for _, text in told_of])}."
+        lines.append(text[0].upper() + text[1:])
+    return lines
+
+
+_IDS_MAX = 3
+
+
+def _in_one(texts: Sequence[str]) -> str:
+    """Texts that differ only in their numbers as one: where they do, from the least to the most."""
+    numbers = zip(*map(_NUMBER.findall, texts), strict=True)
+    said_of = iter([_range(found) for found in numbers])
+    return _NUMBER.sub(lambda _: next(said_of), texts[0])
+
+
+def _range(found: Sequence[str]) -> str:
+    low, *_, high = sorted([*found, *found], key=lambda text: float(text.replace(",", "")))
+    return low if low == high else f"{low} to {high}"
 
 
 def readers(runs: Sequence[Run]) -> Sentence:
@@ -177,11 +237,6 @@ def lag(runs: Sequence[Run]) -> Sentence:
 
 def _value(figure: Figure) -> str:
     e = figure.estimate
-    if math.isnan(e.value):
-        return "not measured"
     if math.isinf(e.value):
         return "longer than anybody waited"
-    digits = 0 if figure.unit == "/s" else 2
-    unit = "" if figure.unit == "/s" else f" {figure.unit}"
-    interval = f" [{e.low:,.{digits}f} – {e.high:,.{digits}f}]" if e.has_interval else ""
-    return f"{e.value:,.{digits}f}{unit}{interval}"
+    return said(e, "" if figure.unit == "/s" else figure.unit)

@@ -12,13 +12,27 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
-from eventcore_lab.lab.arms import Arm, arms, ratio
+from eventcore_lab.lab.arms import Arm, arms, ratio, where
 from eventcore_lab.lab.claims import Claim, claim, settled
 from eventcore_lab.lab.measures import Run
-from eventcore_lab.lab.picture import BLUE, GREEN, ORANGE, PURPLE, RED, Picture, caption, nothing, plain, style
-from eventcore_lab.lab.sentences import Sentence
+from eventcore_lab.lab.picture import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    RED,
+    Picture,
+    caption,
+    name_ends,
+    nothing,
+    plain,
+    style,
+)
+from eventcore_lab.lab.sentences import NOTHING_MEASURED, Sentence
 from eventcore_lab.lab.stats import Estimate, percentile
-from eventcore_lab.lab.telling import Table, digits, said, where
+from eventcore_lab.lab.table import Table
+from eventcore_lab.lab.unpromised import parts
+from eventcore_lab.lab.wording import digits, percent, said
 from eventcore_lab.spec import parse
 
 TOPIC = "projections"
@@ -100,7 +114,7 @@ def behind(writers: Sequence[Run]) -> Sentence:
 
 def table(writers: Sequence[Run]) -> Table:
     """One row per read model: what writers did beside it, and how far it was behind."""
-    heads = ("read model", "commands/s", "p50, ms", "p99, ms", "behind p50, ms", "behind at worst, ms", "refresh, ms")
+    heads = ("read model", "commands/s", "p50, ms", "p99, ms", "behind, ms", "at worst, ms", "refresh, ms")
     rows = []
     for way in arms(writers, "projection"):
         lag, refresh = lag_ms(way.runs), refresh_ms(way.runs)
@@ -184,11 +198,7 @@ def refresh_along(looks: Sequence[Run]) -> Picture:
         _ticks(axes.yaxis, *axes.get_ylim())
         axes.set_xlabel("events in the store")
         axes.set_ylabel("time of a refresh, ms")
-        placed = 0.0
-        for y, name, colour in sorted(ends):
-            at = float(axes.transAxes.inverted().transform(axes.transData.transform((1, y)))[1])
-            placed = max(at, placed + 0.08) if placed else at
-            axes.text(1.02, placed, plain(name, 30), color=colour, fontsize=9, va="center", transform=axes.transAxes)
+        name_ends(axes, ends)
         caption(picture, looks)
     return picture
 
@@ -281,16 +291,23 @@ def _claims_of_readers(looks: Sequence[Run]) -> list[Claim]:
 
 
 def settings(writers: Sequence[Run]) -> Sentence:
-    """Of the read models that cost the writers no more than COST_MAX, the one that is least behind, and how sure that is."""
+    """Of the read models that cost the writers no more than COST_MAX, the one that is least behind, and how sure that is. What
+    never promised to be what the events say is never advised."""
     alone = where(writers, projection="")
-    found = [(lag_ms(w.runs), ratio(w.runs, alone, _RATE), w.value) for w in arms(writers, "projection") if w.value]
+    found = [
+        (lag_ms(w.runs), ratio(w.runs, alone, _RATE), w.value)
+        for w in arms(writers, "projection")
+        if w.value and not any(parts(w.runs[0]))
+    ]
     known = [f for f in found if f[0].n and not math.isnan(f[1].value)]
     cheap = [f for f in known if f[1].value >= 1 - COST_MAX] or known
     if not cheap:
-        return Sentence("Nothing was measured.")
+        return NOTHING_MEASURED
     lag, times, name = min(cheap, key=lambda f: f[0].high)
     which = (
-        f"cost writers at most {COST_MAX:.0%}" if times.value >= 1 - COST_MAX else "were kept (each costs writers more)"
+        f"cost writers at most {percent(COST_MAX)}"
+        if times.value >= 1 - COST_MAX
+        else "were kept (each costs writers more)"
     )
     how_far = f"at most {digits(lag.high)} ms behind" if lag.high > 0 else "never behind"
     return Sentence(

@@ -15,10 +15,11 @@ from eventcore_lab.lab.arms import arms, value_of
 from eventcore_lab.lab.claims import Claim, settled
 from eventcore_lab.lab.footprints import TAKEN
 from eventcore_lab.lab.measures import MIB, Run
-from eventcore_lab.lab.numbers import Number, exactly, less, said
+from eventcore_lab.lab.numbers import Number, exactly, less
 from eventcore_lab.lab.picture import Picture
-from eventcore_lab.lab.sentences import Sentence
+from eventcore_lab.lab.sentences import NOTHING_MEASURED, Sentence
 from eventcore_lab.lab.stats import NOTHING, Estimate
+from eventcore_lab.lab.wording import percent, said
 from eventcore_lab.schema import Outcome
 
 NAMES = {
@@ -94,7 +95,7 @@ def flatness(runs: Sequence[Run]) -> Sentence:
         each = "" if math.isnan(more.value) else f" ({said(more, 'B')} for each further event)"
         parts.append(f"{NAMES.get(str(way.value), way.value)} {TAKEN.said(largest.runs)}{each}")
     if not parts:
-        return Sentence("Nothing was measured.")
+        return NOTHING_MEASURED
     most = max(int(value_of(run, "events")) for run in runs)
     return Sentence(
         f"**At its highest, the process that reads {most:,} events has above its start: {'; '.join(parts)}.**"
@@ -106,7 +107,7 @@ def speed(runs: Sequence[Run]) -> Sentence:
     largest = max((value_of(run, "events") for run in runs), default=0, key=float)
     at = [run for run in runs if value_of(run, "events") == largest]
     if not at:
-        return Sentence("Nothing was measured.")
+        return NOTHING_MEASURED
     told = [f"{NAMES.get(str(a.value), a.value)} {RATE.said(a.runs)}" for a in arms(at, "how")]
     least = min((v for run in runs if not math.isnan(v := whole(run).value)), default=math.nan)
     text = f"**Events read per second from a store of {largest:,}: {'; '.join(told)}.**"
@@ -120,13 +121,13 @@ def pages(runs: Sequence[Run]) -> Sentence:
     found = {a.value: RATE.together(a.runs) for a in arms(runs, "page")}
     known = {page: e for page, e in found.items() if not math.isnan(e.value)}
     if not known:
-        return Sentence("Nothing was measured.")
+        return NOTHING_MEASURED
     best = max(known, key=lambda page: known[page].value)
     smallest = next(iter(known))
     share = known[smallest].value / known[best].value
     return Sentence(
-        f"**Pages of {best:,} events are read fastest, {said(known[best], '/s')}; pages of {smallest:,} reach {share:.0%} of "
-        "it.**"
+        f"**Pages of {best:,} events are read fastest, {said(known[best], '/s')}; pages of {smallest:,} reach "
+        f"{percent(share)} of it.**"
     )
 
 
@@ -135,11 +136,11 @@ def settings(runs: Sequence[Run], share: float = 0.9) -> Sentence:
     found = {a.value: RATE.together(a.runs).value for a in arms(runs, "page")}
     known = {page: value for page, value in found.items() if not math.isnan(value)}
     if not known:
-        return Sentence("Nothing was measured.")
+        return NOTHING_MEASURED
     best = max(known.values())
     page, value = next((p, v) for p, v in known.items() if v >= share * best)
     return Sentence(
-        f"The smallest page within {1 - share:.0%} of the best rate: {page:,} events ({value:,.0f}/s, best {best:,.0f}/s)."
+        f"The smallest page within {percent(1 - share)} of the best rate: {page:,} events ({value:,.0f}/s, best {best:,.0f}/s)."
     )
 
 

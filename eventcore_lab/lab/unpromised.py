@@ -15,6 +15,7 @@ from msgspec import structs
 
 from eventcore_lab.lab.claims import Claim, concluded, settled
 from eventcore_lab.lab.measures import Run
+from eventcore_lab.lab.sentences import Sentence
 from eventcore_lab.lab.stats import Estimate
 from eventcore_lab.lab.targets import Judgement, Verdict
 from eventcore_lab.spec import Spec, parse
@@ -76,11 +77,16 @@ def _finding(topic: str, part: str, invariant: str, runs: Sequence[Run]) -> Clai
 
 
 def concluded_as_promised(
-    title: str, topic: str, claims: Sequence[Claim], runs: Sequence[Run], kept: Sequence[Judgement] = ()
+    title: str,
+    topic: str,
+    claims: Sequence[Claim],
+    runs: Sequence[Run],
+    *found: Sentence,
+    kept: Sequence[Judgement] = (),
 ) -> Verdict:
     """`claims.concluded`, with what was never promised among the claims instead of among what decides; `kept` are invariants
     that were looked at beside those of the runs."""
-    verdict = concluded(title, [*claims, *findings(topic, runs)], as_promised(runs))
+    verdict = concluded(title, [*claims, *findings(topic, runs)], as_promised(runs), *found)
     named = sorted({name for run in runs for _, name in parts(run)})
     suffix = f" Not judged by what it never promised, only told of: {', '.join(named)}." if named else ""
     broken = "; ".join(f"{j.name}: {j.reason}" for j in kept if j.status == "violated")

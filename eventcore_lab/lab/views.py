@@ -4,7 +4,7 @@ of an operation goes. plots.py has the pictures of one run and of the main job."
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,6 +25,7 @@ from eventcore_lab.lab.picture import (
     RED,
     Picture,
     caption,
+    name_ends,
     nothing,
     plain,
     short,
@@ -32,6 +33,7 @@ from eventcore_lab.lab.picture import (
 )
 from eventcore_lab.lab.stats import Estimate
 from eventcore_lab.lab.targets import Targets
+from eventcore_lab.lab.wording import Names, named
 from eventcore_lab.schema import Outcome
 
 WORDS = {
@@ -46,7 +48,6 @@ WORDS = {
 }
 LOG_FROM = 30
 """An axis is logarithmic when its values span more than so many times."""
-Names = Mapping[Value, str]
 
 
 def along(
@@ -72,7 +73,7 @@ def along(
             known = [(float(x), e) for x, e in points if not math.isnan(e.value) and not isinstance(x, str)]
             if known:
                 _line(axes, known, COLOURS[i % 6], MARKERS[i % 6], DASHES[i % 6])
-                ends.append((known[-1][1].value, _name(group.value, names), COLOURS[i % 6]))
+                ends.append((known[-1][1].value, named(group.value, names), COLOURS[i % 6]))
                 every += known
         if not every:
             nothing(axes)
@@ -88,7 +89,7 @@ def along(
             axes.annotate(f"target: {t}", (0.01, t.limit), (0, 3), xycoords=("axes fraction", "data"),
                           textcoords="offset points", color=RED, fontsize=9, bbox=BEHIND_TEXT)  # fmt: skip
         if lines:
-            _ends(axes, ends)
+            name_ends(axes, ends)
         caption(picture, runs)
     return picture
 
@@ -121,19 +122,8 @@ def _y_axis(axes: Axes, values: Sequence[float], figure: str) -> None:
         axes.yaxis.set_minor_locator(NullLocator())
     elif known:
         axes.set_ylim(min(0.0, 1.25 * min(known)), max(max(known), 0.0) * 1.2 or 1.0)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: _digits(v)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: short(v)))
     axes.set_ylabel(WORDS[figure])
-
-
-def _ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Each line's name at its right end, moved apart where lines meet."""
-    height = axes.get_position().height * axes.figure.get_figheight()  # type: ignore[union-attr]
-    placed: list[float] = []
-    for y, name, colour in sorted(ends):
-        at = float(axes.transAxes.inverted().transform(axes.transData.transform((0, y)))[1])
-        at = max(at, placed[-1] + 0.2 / height) if placed else at
-        placed.append(at)
-        axes.text(1.01, at, plain(name, 30), color=colour, fontsize=9, va="center", transform=axes.transAxes)
 
 
 def side_by_side(
@@ -156,8 +146,8 @@ def side_by_side(
             error = [[max(e.value - e.low, 0)], [max(e.high - e.value, 0)]] if e.has_interval else None
             axes.barh(n, e.value, height=0.62, color=BLUE, xerr=error, error_kw={"capsize": 3, "elinewidth": 1})
             edge = max(e.value, e.high if e.has_interval else e.value, 0)
-            axes.annotate(_digits(e.value), (edge, n), (6, 0), textcoords="offset points", va="center", fontsize=9)
-        axes.set_yticks(range(len(known)), [plain(_name(value, names), 34) for value, _ in known])
+            axes.annotate(short(e.value), (edge, n), (6, 0), textcoords="offset points", va="center", fontsize=9)
+        axes.set_yticks(range(len(known)), [plain(named(value, names), 34) for value, _ in known])
         axes.invert_yaxis()
         axes.set_axisbelow(True)
         axes.grid(visible=False, axis="y")
@@ -168,7 +158,7 @@ def side_by_side(
             axes.axvline(t.limit, color=RED, lw=1, ls="--")
             axes.annotate(f"target: {t}", (t.limit, 1), (3, -9), xycoords=("data", "axes fraction"),
                           textcoords="offset points", color=RED, fontsize=9, bbox=BEHIND_TEXT)  # fmt: skip
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: _digits(v)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: short(v)))
         axes.set_xlabel(WORDS[figure])
         caption(picture, runs)
     return picture
@@ -190,8 +180,8 @@ def over_two(
             nothing(axes)
             return picture
         _fields(axes, values, is_less_better=UNITS[figure] != "/s")
-        axes.set_xticks(range(len(columns)), [plain(_name(c.value, None), 16) for c in columns])
-        axes.set_yticks(range(len(rows)), [plain(_name(r.value, None), 24) for r in rows])
+        axes.set_xticks(range(len(columns)), [plain(named(c.value, None), 16) for c in columns])
+        axes.set_yticks(range(len(rows)), [plain(named(r.value, None), 24) for r in rows])
         axes.grid(visible=False)
         axes.set_xlabel(labels[0] or x)
         axes.set_ylabel(labels[1] or y)
@@ -209,7 +199,7 @@ def _fields(axes: Axes, values: NDArray[np.float64], is_less_better: bool) -> No
     for (i, j), value in np.ndenumerate(values):
         part = (shade[i, j] - low) / (high - low) if high > low else 0.5
         is_dark = (1 - part if is_less_better else part) < 0.55
-        text = _digits(value) if math.isfinite(value) else "–"
+        text = short(value) if math.isfinite(value) else "–"
         axes.text(j, i, text, ha="center", va="center", fontsize=9, color="white" if is_dark else "black")
     i, j = (int(n) for n in best)
     frame = [
@@ -246,7 +236,7 @@ def where_time_goes(runs: Sequence[Run], by: str, names: Names | None = None, de
             axes.annotate(
                 f"■ {name}", (k / max(len(used), 2), 1.02), xycoords="axes fraction", color=PARTS[name], fontsize=9
             )
-        axes.set_yticks(range(len(found)), [plain(_name(value, names), 34) for value, _ in found])
+        axes.set_yticks(range(len(found)), [plain(named(value, names), 34) for value, _ in found])
         axes.invert_yaxis()
         axes.set_axisbelow(True)
         axes.grid(visible=False, axis="y")
@@ -268,13 +258,3 @@ def parts_ms(runs: Sequence[Run]) -> dict[str, float]:
     waited = np.maximum(acquired - began, 0)
     times = (began - due, waited, ended - began - waited - backoff, backoff)
     return {name: float(t.mean()) / 1e6 for name, t in zip(PARTS, times, strict=True)}
-
-
-def _name(value: Value, names: Names | None) -> str:
-    if names and value in names:
-        return names[value]
-    return value if isinstance(value, str) else f"{value:,.6g}"
-
-
-def _digits(value: float) -> str:
-    return short(value) if abs(value) >= 100 else f"{value:.3g}"

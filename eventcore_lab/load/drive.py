@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, takewhile
 from typing import Any
 
+import numpy as np
 from msgspec import Struct, field
+from numpy.typing import NDArray
 
 from eventcore_lab.clock import NS_PER_S, Clock, sleep_s
 from eventcore_lab.commands import CommandRejected
@@ -28,6 +30,7 @@ DUE_WHEN_BEGUN = -1
 _TURN_NS = 1_000_000
 _LOOK_UP_NS = 250_000_000
 _FAILURE_TEXT_MAX = 300
+_ARRIVALS_AT_ONCE = 1024
 
 _Arrival = tuple[int, int, int]
 """An operation, when it was due and when it was offered, both relative to the start."""
@@ -59,7 +62,8 @@ class InSystem:
 
 
 class Load(Struct, kw_only=True):
-    """Everything one worker's loop needs, decided beforehand. Times in ns; `due` ascending, relative to the start.
+    """Everything one worker's loop needs, decided beforehand. Times in ns; `due` ascending, relative to the start; if it is
+    long, an array, whose instants become Python's numbers (70 bytes each) only when their time has nearly come.
 
     `think_ns`: how long a caller of a closed loop waits after operation k before its next. `timeout_ns`: how long an
     operation may take, 0 for as long as the store lets it. `in_system` counts along.
@@ -73,7 +77,7 @@ class Load(Struct, kw_only=True):
     warmup_ns: int
     total_ns: int
     callers: int = 0
-    due: Sequence[int] = ()
+    due: Sequence[int] | NDArray[np.int64] = ()
     operations: Sequence[int] = ()
     in_flight_max: int = 200
     backlog_max: int = 10_000
@@ -322,7 +326,7 @@ async def _open(load: Load, stop: Stop) -> None:
 
 async def _dispatcher(load: Load, stop: Stop, backlog: _Backlog) -> None:
     clock, start_ns, turn = load.clock, load.start_ns, _Turn(load.clock)
-    arrivals = zip(load.operations, load.due, strict=True)
+    arrivals = zip(load.operations, chain.from_iterable(_instants(load.due)), strict=True)
     try:
         for k, due_ns in arrivals:
             while (now_ns := clock.now_ns()) < start_ns + due_ns and not stop.is_set:
@@ -343,6 +347,14 @@ async def _dispatcher(load: Load, stop: Stop, backlog: _Backlog) -> None:
         raise
     finally:
         backlog.end()
+
+
+def _instants(due: Sequence[int] | NDArray[np.int64]) -> Iterator[Sequence[int]]:
+    if not isinstance(due, np.ndarray):
+        yield due
+        return
+    for first in range(0, len(due), _ARRIVALS_AT_ONCE):
+        yield due[first : first + _ARRIVALS_AT_ONCE].tolist()
 
 
 async def _consumer(load: Load, stop: Stop, backlog: _Backlog) -> None:

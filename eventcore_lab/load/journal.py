@@ -24,12 +24,14 @@ from eventcore_lab.events import (
     Position,
     StoredEvent,
     StoreError,
+    StoreUnreachable,
     StreamId,
     StreamSlice,
     StreamWrite,
     VersionConflict,
 )
 from eventcore_lab.load.evidence import Rows, write_rows
+from eventcore_lab.load.spill import KEPT_MAX, SPILLED, Spill
 from eventcore_lab.schema import Outcome, current_attempt
 from eventcore_lab.stores.protocol import Store
 from eventcore_lab.stores.reading import stream_all
@@ -46,6 +48,7 @@ _Answer = tuple[int, ...] | tuple[StreamId, int] | None
 """The versions acknowledged, or the stream that conflicted and its actual version."""
 _Entry = tuple[int, Sequence[StreamWrite], int, _Answer, int, int]
 """Operation, writes, outcome, answer, when it began and when it ended."""
+_SPILLED = tuple[int, tuple[StreamWrite, ...], int, Any, int, int]
 _Read = tuple[int, StreamId, int, int, "UUID | None", int, int]
 
 
@@ -95,11 +98,16 @@ def amount(data: bytes) -> int | None:
 
 
 class Journal(Wrapper):
-    """A Store around another that keeps a list of all appends, and of the first READS_MAX reads of whole streams."""
+    """A Store around another that keeps a list of all appends, and of the first READS_MAX reads of whole streams.
 
-    def __init__(self, store: Store) -> None:
+    Where it has a `spool` to put files in, at most about `kept_max` appends are in memory, however many there are.
+    """
+
+    def __init__(self, store: Store, spool: Path | None = None, worker: int = 0, kept_max: int = KEPT_MAX) -> None:
         super().__init__(store)
-        self._entries: list[_Entry] = []
+        path = spool / f"writes-{worker}{SPILLED}" if spool is not None else None
+        self._spilling = Spill[_Entry](path, _SPILLED, kept_max)
+        self._entries = self._spilling.kept
         self._reads: list[_Read] = []
         self._joint: list[tuple[int, StreamId, int]] = []
         self._joint_count = self._left_out = 0
@@ -114,9 +122,9 @@ class Journal(Wrapper):
         try:
             result = await self.inner.append(writes)
         except BaseException as error:
-            self._entries.append((operation, writes, outcome_of(error), _actual(error), began_ns, now_ns()))
+            self._note((operation, writes, outcome_of(error), _actual(error), began_ns, now_ns()))
             raise
-        self._entries.append((operation, writes, Outcome.OK, result.versions, began_ns, now_ns()))
+        self._note((operation, writes, Outcome.OK, result.versions, began_ns, now_ns()))
         if result.position > self.acknowledged:
             self.acknowledged = result.position
         return result
@@ -129,17 +137,22 @@ class Journal(Wrapper):
             results = await self.inner.append_many(requests)
         except BaseException as error:
             ended_ns, outcome, actual = now_ns(), outcome_of(error), _actual(error)
-            self._entries.extend((operation, writes, outcome, actual, began_ns, ended_ns) for writes in requests)
+            for writes in requests:
+                self._note((operation, writes, outcome, actual, began_ns, ended_ns))
             raise
         ended_ns = now_ns()
         for writes, result in zip(requests, results, strict=True):
             if isinstance(result, AppendResult):
-                self._entries.append((operation, writes, Outcome.OK, result.versions, began_ns, ended_ns))
+                self._note((operation, writes, Outcome.OK, result.versions, began_ns, ended_ns))
                 self.acknowledged = max(self.acknowledged, result.position)
             else:
-                entry = (operation, writes, outcome_of(result), _actual(result), began_ns, ended_ns)
-                self._entries.append(entry)
+                self._note((operation, writes, outcome_of(result), _actual(result), began_ns, ended_ns))
         return results
+
+    def _note(self, entry: _Entry) -> None:
+        self._entries.append(entry)
+        if len(self._entries) > self._spilling.full:
+            self._spilling.spill()
 
     async def read_stream(self, stream: StreamId, from_version: int = 1, limit: int | None = None) -> StreamSlice:
         if from_version > 1:
@@ -177,7 +190,7 @@ class Journal(Wrapper):
     def write(self, folder: Path, worker: int, start_ns: int = 0, counts: Mapping[str, int] | None = None) -> None:
         """Everything noted, and `counts`, as files of schema.JOURNAL in `folder`; times relative to `start_ns`."""
         with Rows(folder / f"writes-{worker}.parquet", "writes") as file:
-            for n, entry in enumerate(self._entries):
+            for n, entry in enumerate(self._spilling.taken_out()):
                 for row in _rows(worker, n, entry, start_ns):
                     file.add(row)
         with Rows(folder / f"reads-{worker}.parquet", "reads") as file:
@@ -246,13 +259,19 @@ async def prefix(
 
 async def settled(store: Store, position: Position, timeout_s: float = SETTLE_TIMEOUT_S) -> bool:
     """Wait until a reader may go as far as `position`: an append that was given up may still be open in the server, and
-    keeps readers before it. Whether it came to that in time."""
+    keeps readers before it; and the server may be starting just now. Whether it came to that in time. Raises
+    StoreUnreachable if nobody answered even then."""
     deadline_ns = now_ns() + int(timeout_s * NS_PER_S)
-    while await store.last_position() < position:
-        if now_ns() > deadline_ns:
-            return False
+    while True:
+        try:
+            if await store.last_position() >= position:
+                return True
+            if now_ns() > deadline_ns:
+                return False
+        except StoreUnreachable:
+            if now_ns() > deadline_ns:
+                raise
         await sleep_s(_LOOK_EVERY_S)
-    return True
 
 
 async def read_back(

@@ -44,6 +44,8 @@ from eventcore_lab.stores.wrapper import positions_drawn
 _LOOK_EVERY_S = 0.020
 SPIN_NS = 300_000
 """The last part of a wait, if the clock spins: longer than a timer here is ever late but for one wake-up in a thousand."""
+STILLS_MAX = 1000
+"""How often a load process may tell that it stood still; one that does so more often has told enough."""
 KEEPER = -1
 """The number of the worker that only fills the store and reads it back."""
 
@@ -185,10 +187,10 @@ async def _kept(job: Job, store: Store, lines: Lines) -> None:
 
 
 async def _loaded(job: Job, store: Store, lines: Lines) -> None:
-    journal = Journal(store)
     spool = Path(job.spool)
+    journal = Journal(store, spool, job.worker)
     clock = WallClock(SPIN_NS if job.spins else 0)
-    executor = Answers(executors.make(job.executor, store=journal, seed=job.seed + job.worker))
+    executor = Answers(executors.make(job.executor, store=journal, seed=job.seed + job.worker), spool, job.worker)
     with Recorder(spool / f"samples-{job.worker}.i64", job.capacity) as recorder:
         load, notes = _load(job, clock, recorder, journal, executor)
         lines.say("ready", pid=os.getpid(), operations=len(load.due), notes=notes)
@@ -196,8 +198,13 @@ async def _loaded(job: Job, store: Store, lines: Lines) -> None:
             return
         load.start_ns = start_ns
         still_s: list[float] = []
+
+        def note(name: str, seconds: float) -> None:
+            if name == "still" and len(still_s) < STILLS_MAX:
+                still_s.append(seconds)
+
         _keep_collector_out()
-        async with watched_clocks(lambda name, seconds: still_s.append(seconds) if name == "still" else None):
+        async with watched_clocks(note):
             await drive(load, lines.stop)
         await executor.close()
     clock.close()
@@ -273,7 +280,7 @@ def _load(
         warmup_ns=job.warmup_ns,
         total_ns=job.total_ns,
         callers=share(pacer.callers, *at),
-        due=due[job.worker :: job.workers].tolist(),
+        due=np.ascontiguousarray(due[job.worker :: job.workers]),
         operations=range(job.worker, len(due), job.workers),
         in_flight_max=share(job.in_flight_max, *at),
         backlog_max=share(job.backlog_max, *at),

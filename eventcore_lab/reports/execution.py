@@ -27,6 +27,7 @@ from eventcore_lab.clock import NS_PER_S, now_ns
 from eventcore_lab.reports import parameters as parameters_
 from eventcore_lab.reports.index import rewrite_index
 from eventcore_lab.reports.junit import junit
+from eventcore_lab.reports.jupyter import imported_quickly
 from eventcore_lab.reports.markdown import markdown
 from eventcore_lab.reports.notebooks import (
     parameters_cell,
@@ -262,8 +263,9 @@ def _conclusion(folder: Path, progress: Callable[[str], None]) -> dict[str, Any]
 
 def _prepared(notebook: Path, given: dict[str, object]) -> Any:
     """The notebook in memory with its parameters injected, whatever kernel its metadata name."""
-    from papermill.iorw import load_notebook_node
-    from papermill.parameterize import parameterize_notebook
+    with imported_quickly():
+        from papermill.iorw import load_notebook_node
+        from papermill.parameterize import parameterize_notebook
 
     content = load_notebook_node(str(notebook.resolve()))
     content.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}

@@ -20,12 +20,15 @@ from typing import Any
 
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
-from nbclient.exceptions import CellExecutionError, DeadKernelError
-from papermill.clientwrap import PapermillNotebookClient
-from papermill.engines import Engine
 
+from eventcore_lab.reports.jupyter import imported_quickly
 from eventcore_lab.reports.passwords import blank
 from eventcore_lab.reports.stop import CellError, Stop
+
+with imported_quickly():
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
+    from papermill.clientwrap import PapermillNotebookClient
+    from papermill.engines import Engine
 
 _log = logging.getLogger(__name__)
 _log.addHandler(logging.NullHandler())
@@ -195,6 +198,7 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]
         super().start_new_kernel(**options)
         provisioner: Any = self.km.provisioner if self.km else None
         self.run.stop.kernel_launched(provisioner.process)
+        import eventcore_lab.reports.markup  # noqa: F401 (a tenth of a second for what comes last, while the kernel starts)
 
     def _run_cell(self, cell: Any, index: int) -> None:
         self.nb_man.cell_start(cell, index)

@@ -13,7 +13,11 @@ from typing import Any
 from bs4 import BeautifulSoup
 from bs4.element import PreformattedString, Tag
 from markupsafe import Markup
-from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+from eventcore_lab.reports.jupyter import imported_quickly
+
+with imported_quickly():
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 _TAGS = """
     p br hr h1 h2 h3 h4 h5 h6 div span section article blockquote pre code kbd samp var ul ol li dl dt dd details

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from eventcore_lab.machine import environment
-from tests.bench import commands, load, pacing, projections, stores
+from tests.bench import batch, commands, live, load, pacing, projections, stores
 from tests.bench.figure import Figure
 
 OUT = Path("reports/bench.json")
@@ -26,6 +26,8 @@ FIGURES: tuple[Callable[[], Figure | list[Figure]], ...] = (
     load.load_null,
     *pacing.FIGURES,
     load.lab_ingest,
+    live.live_cost,
+    *batch.FIGURES,
 )
 
 

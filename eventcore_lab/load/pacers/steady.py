@@ -123,12 +123,15 @@ class Gamma(_Steady, frozen=True, kw_only=True):
         parts = []
         while at_ns < duration_ns:
             gaps = rng.gamma(shape, scale_ns, int(expected) + 100)
-            parts.append(at_ns + np.concatenate([[0.0], np.cumsum(gaps[:-1])]))
-            at_ns = float(parts[-1][-1] + gaps[-1])
+            last = gaps[-1]
+            gaps[1:], gaps[0] = gaps[:-1], 0.0  # every arrival after the gap before it, the first at once
+            np.cumsum(gaps, out=gaps)
+            gaps += at_ns
+            at_ns = float(gaps[-1] + last)
+            parts.append(gaps[gaps < duration_ns].astype(np.int64))
             if len(parts) * len(gaps) > 2 * OPERATIONS_MAX:
                 raise ValueError(f"cv={self.cv:g} is so bursty that {OPERATIONS_MAX:,} arrivals do not fill the run")
-        due = np.concatenate(parts).astype(np.int64) if parts else np.empty(0, np.int64)
-        return due[due < duration_ns]
+        return np.concatenate([np.empty(0, np.int64), *parts])
 
 
 @pacers.register("saturate")
@@ -172,5 +175,8 @@ def positive(rate: float) -> float:
 def bounded(expected: float) -> float:
     """`expected` operations; ValueError above OPERATIONS_MAX."""
     if expected > OPERATIONS_MAX:
-        raise ValueError(f"rate × duration is {expected:,.0f} operations, at most {OPERATIONS_MAX:,} fit in one run")
+        raise ValueError(
+            f"rate × duration is {expected:,.0f} operations, at most {OPERATIONS_MAX:,} fit in one run (a soak goes on in "
+            "several)"
+        )
     return expected

@@ -6,14 +6,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from eventcore_lab.lab.arms import Arm, arms, ratio, value_of
+from eventcore_lab.lab.arms import Arm, arms, ratio, value_of, values_of, where
 from eventcore_lab.lab.claims import Claim, claim, settled
 from eventcore_lab.lab.contention import SHARE, counted
 from eventcore_lab.lab.measures import Run
-from eventcore_lab.lab.sentences import Sentence
+from eventcore_lab.lab.sentences import NOTHING_MEASURED, Sentence
 from eventcore_lab.lab.stats import Estimate
+from eventcore_lab.lab.table import Table
 from eventcore_lab.lab.targets import Judgement
-from eventcore_lab.lab.telling import Table, digits, said, values_of, where
+from eventcore_lab.lab.wording import digits, percent, said
 from eventcore_lab.schema import Outcome
 from eventcore_lab.spec import unknown
 
@@ -71,13 +72,33 @@ def throughput(runs: Sequence[Run]) -> Sentence:
 _RATE = "commands_per_second"
 
 
+def in_short(busy: Sequence[Run], quiet: Sequence[Run]) -> Sentence:
+    """The way that does most with many callers and answers truly, what that is to commands each by itself, and what a lone
+    command takes by it."""
+    ways_of = [way for way in arms(at_largest(busy), "label") if way.value != CHAPTERS]
+    rates = {way.value: e.value for way in ways_of if not math.isnan((e := way.estimate(_RATE)).value)}
+    if not rates:
+        return NOTHING_MEASURED
+    best = max(rates, key=lambda label: rates[label])
+    few = at_largest(quiet)
+    text = f"With many callers {best} does most, {digits(rates[best])} commands/s"
+    if best != BY_ITSELF and where(busy, label=BY_ITSELF):
+        many_times, few_times = (
+            ratio(where(runs, label=best), where(runs, label=BY_ITSELF), figure)
+            for runs, figure in ((at_largest(busy), _RATE), (few, "p50"))
+        )
+        text += f": {said(many_times, 'times')} what each by itself does"
+        text += f"; a lone command takes {said(few_times, 'times')} as long" if few_times.n else ""
+    return Sentence(f"{text}.")
+
+
 def best_setting(runs: Sequence[Run]) -> Sentence:
     """The size and delay that do most, and what the longest delay does to the shortest, at the largest size."""
     batching = in_batches(runs)
     settings = [(a.estimate(_RATE).value, a) for a in arms(batching, "executor")]
     known = [(rate, arm) for rate, arm in settings if not math.isnan(rate)]
     if not known:
-        return Sentence("Nothing was measured.")
+        return NOTHING_MEASURED
     rate, most = max(known, key=lambda k: k[0])
     size, delay = value_of(most.runs[0], "size"), value_of(most.runs[0], "delay_ms")
     text = f"**Most, {digits(rate)} commands/s, does a size of {size:,} with a delay of {delay:g} ms.**"
@@ -95,7 +116,7 @@ def latency(runs: Sequence[Run]) -> Sentence:
     """The median time of a command of each way at a given rate."""
     told = [f"{way.value} {said(way.estimate('p50'), 'ms')}" for way in arms(at_largest(runs), "label")]
     if not told:
-        return Sentence("Nothing was measured.")
+        return NOTHING_MEASURED
     return Sentence(f"**At {value_of(runs[0], 'rate'):g} commands per second, in the median: {'; '.join(told)}.**")
 
 
@@ -207,10 +228,10 @@ def settings(busy: Sequence[Run], quiet: Sequence[Run]) -> Sentence:
     calm = {way.value: way.estimate("p50") for way in arms(at_largest(quiet), "label")}
     known = {name: rate for name, rate in rates.items() if name in calm and not math.isnan(rate + calm[name].value)}
     if not known:
-        return Sentence("Nothing was measured.")
+        return NOTHING_MEASURED
     best = max(known.values())
     soonest = min((name for name, rate in known.items() if rate >= SHARE * best), key=lambda name: calm[name].value)
     return Sentence(
-        f"Of the ways within {1 - SHARE:.0%} of the best with many callers, **{soonest}** is soonest at a low rate: "
+        f"Of the ways within {percent(1 - SHARE)} of the best with many callers, **{soonest}** is soonest at a low rate: "
         f"{digits(known[soonest])} commands/s of at most {digits(best)}, and {said(calm[soonest], 'ms')} for a lone command."
     )

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from eventcore_lab.lab import claims
 from eventcore_lab.lab.arms import Arm, Value, arms, ratio, value_of
 from eventcore_lab.lab.claims import Claim
-from eventcore_lab.lab.findings import NOTHING, digits, named, told
 from eventcore_lab.lab.measures import Run
-from eventcore_lab.lab.sentences import Sentence
+from eventcore_lab.lab.sentences import NOTHING_MEASURED, Sentence
+from eventcore_lab.lab.wording import digits, named, told
 
 EACH = "an append each"
 GROUPED = "group commit"
@@ -52,12 +52,12 @@ def times(runs: Sequence[Run]) -> Sentence:
     ways = _ways(runs)
     common = set.intersection(*(set(arms_of) for arms_of in ways.values())) if ways else set()
     if not common:
-        return NOTHING
+        return NOTHING_MEASURED
     at = max(common, key=float)
     found = {way: e for way, by in ways.items() if not math.isnan((e := by[at].estimate(MEDIAN)).value)}
     soonest = sorted(found, key=lambda way: found[way].value)
     if not soonest:
-        return NOTHING
+        return NOTHING_MEASURED
     first, *rest = [f"{way} {told(found[way], MEDIAN)}" for way in soonest]
     text = f"**Of {named(at)} events at a time, an operation takes in the median: {first}**"
     return Sentence(text + "".join(f"; {t}" for t in rest) + ".")

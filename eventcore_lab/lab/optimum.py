@@ -5,36 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from eventcore_lab.lab.arms import TRIALS_MIN, Arm, Value, arms
-from eventcore_lab.lab.measures import UNITS, Run
-from eventcore_lab.lab.sentences import Sentence
-from eventcore_lab.lab.stats import Estimate
-from eventcore_lab.lab.views import WORDS, Names
+from eventcore_lab.lab.arms import Arm, arms
+from eventcore_lab.lab.measures import Run
+from eventcore_lab.lab.sentences import NOTHING_MEASURED, Sentence
+from eventcore_lab.lab.views import WORDS
+from eventcore_lab.lab.wording import Names, digits, named, percent, told
 
 SHARE = 0.9
 """Of the best: what is within a tenth of it is as good."""
-NOTHING = Sentence("Nothing was measured.")
-
-
-def told(e: Estimate, figure: str) -> str:
-    """A value with its interval and its unit, for people."""
-    if math.isnan(e.value):
-        return "not measured"
-    if math.isinf(e.value):
-        return "longer than anybody waited"
-    unit = "/s" if UNITS[figure] == "/s" else f" {UNITS[figure]}"
-    return f"{digits(e.value)}{f' [{digits(e.low)} – {digits(e.high)}]' if e.has_interval else ''}{unit}"
-
-
-def digits(value: float) -> str:
-    """Three significant digits, or all of those before the point."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def named(value: Value, names: Names | None = None) -> str:
-    if names and value in names:
-        return names[value]
-    return value if isinstance(value, str) else f"{value:,.10g}"
 
 
 def most(
@@ -49,7 +27,7 @@ def most(
     says a setting as people do: "in pages of {}"."""
     found = [peak for group in _groups(runs, lines) if (peak := _peak(group, by, figure, words, names))]
     if not found:
-        return NOTHING
+        return NOTHING_MEASURED
     (_, best), *rest = sorted(found, key=lambda f: -f[0])
     return Sentence(
         " ".join([f"**Most {WORDS[figure]}: {best}.**", *(f"{text[0].upper()}{text[1:]}." for _, text in rest)])
@@ -91,20 +69,6 @@ def enough(
             at = next(n for n, v in values.items() if v >= share * top)
             whose = f"{named(group.value, names)}: " if lines else ""
             setting = words.format(f"**{named(at)}**")
-            parts.append(
-                f"- {whose}{setting} ({digits(values[at])} {WORDS[figure]}, {values[at] / top:.0%} of the most)"
-            )
-    return Sentence("\n".join(parts)) if parts else NOTHING
-
-
-def rests(**trials: int) -> Sentence:
-    """What the intervals of each part rest on, by how often it was run: `rests(sizes=1, settings=3)`."""
-    few = [name.replace("_", " ") for name, n in trials.items() if n < TRIALS_MIN]
-    many = [f"{name.replace('_', ' ')} ({n})" for name, n in trials.items() if n >= TRIALS_MIN]
-    lines = [f"- Intervals from trials, in a random order each time: {', '.join(many)}."] if many else []
-    if few:
-        lines.append(
-            f"- Fewer than {TRIALS_MIN} trials, so that intervals are from blocks of time within a run and too narrow: "
-            f"{', '.join(few)}."
-        )
-    return Sentence("\n".join(lines))
+            share_of = "the most" if values[at] == top else f"{percent(values[at] / top)} of the most"
+            parts.append(f"- {whose}{setting} ({digits(values[at])} {WORDS[figure]}, {share_of})")
+    return Sentence("\n".join(parts)) if parts else NOTHING_MEASURED

@@ -1,0 +1,83 @@
+"""What the server of a PostgreSQL store tells of itself while the load runs, looked at from beside once a second.
+
+The looks go by a connection of their own that cannot write, outside the store's pool; each tells how long it took, and they
+become rarer rather than take more than 1 % of the time. A server that cannot be looked at is no reason for a run to fail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from eventcore_lab.companions.series import Series
+from eventcore_lab.stores import Address
+from eventcore_lab.stores.observing import DIALECTS, Observer, Seen
+
+LOOK_EVERY_S, LOOK_MAX_S = 1.0, 1.0
+MARKS_MAX = 10
+"""So often at most a run says that its server could not be looked at."""
+
+
+@asynccontextmanager
+async def server(series: Series, address: Address, every_s: float = LOOK_EVERY_S) -> AsyncIterator[set[int]]:
+    """Gauges of the source `server` every `every_s`, of `store` (events, streams, sizes) once at the end, and how long each
+    look took as `probe.server_cost_ms`. Gives the pids of our own backends, which are no part of what the load needs. Of an
+    address that has no DSN of PostgreSQL, nothing."""
+    pids: set[int] = set()
+    if not address.dsn.startswith(DIALECTS):
+        yield pids
+        return
+    watch = _Watch(series, Observer(address.dsn, _unquoted(address.schema), look_max_s=LOOK_MAX_S), pids)
+    is_over = asyncio.Event()
+    # Not waited for: connecting must not make the load begin late.
+    task = asyncio.ensure_future(_repeatedly(watch, is_over, every_s))
+    try:
+        yield pids
+    finally:
+        is_over.set()  # not cancelled: a look ends by itself, and soon
+        await task
+
+
+async def _repeatedly(watch: _Watch, is_over: asyncio.Event, every_s: float) -> None:
+    try:
+        while not is_over.is_set():
+            await watch.look()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(every_s):
+                    await is_over.wait()
+        if watch.is_there:
+            await watch.look(events=True)
+    finally:
+        await watch.observer.close()
+
+
+class _Watch:
+    """Writes down what is seen."""
+
+    def __init__(self, series: Series, observer: Observer, pids: set[int]) -> None:
+        self._series, self.observer, self._pids = series, observer, pids
+        self.is_there = True
+        self._marks = 0
+
+    async def look(self, events: bool = False) -> None:
+        seen = await self.observer.look(events)
+        if (pid := self.observer.pid) is not None:
+            self._pids.add(pid)
+        self._tell(seen)
+
+    def _tell(self, seen: Seen) -> None:
+        for key, value in seen.gauges.items():
+            source, _, name = key.partition(".")
+            self._series.gauge(source, name, value)
+        if seen.cost_ms:
+            self._series.gauge("probe", "server_cost_ms", seen.cost_ms)
+        if seen.error and self.is_there and self._marks < MARKS_MAX:
+            self._marks += 1
+            self._series.mark("the server could not be looked at", seen.error)
+        self.is_there = not seen.error
+
+
+def _unquoted(schema: str) -> str:
+    """A schema's name as it is, of one that may stand as in SQL."""
+    return schema[1:-1].replace('""', '"') if schema.startswith('"') else schema

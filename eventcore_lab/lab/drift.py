@@ -1,0 +1,251 @@
+"""Did it stay as it was for hours? A soak's legs put together: blocks of time, slopes with intervals, and what they come to.
+
+A leak and a slow decay show as a slope, not as a level: Theil's and Sen's median of all pairwise slopes with its interval at
+95 % (scipy.stats.theilslopes), over BLOCKS blocks of time, each of which is one value: outages and other rare things do not
+bend it. It is carried on for some hours beyond the end, never for longer than CARRIED_ON times what was seen.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from functools import cached_property
+
+import msgspec
+import numpy as np
+import polars as pl
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from eventcore_lab.clock import NS_PER_S
+from eventcore_lab.lab import stats
+from eventcore_lab.lab.database import Lab, UnknownRun
+from eventcore_lab.lab.measures import MIB, Run
+from eventcore_lab.lab.targets import Judgement, Targets, Threshold, Verdict, judge
+
+BLOCKS = 60
+BLOCK_MIN_S = 0.25
+CARRIED_ON, CARRIED_ON_MAX_H = 3.0, 24.0
+"""A slope is carried on for so many times what was seen, and at most for so many hours."""
+LEVEL_SHARE = 0.25
+"""Where it is now: the median of the last quarter of the blocks."""
+_LABEL = re.compile(r"soak (?P<id>[\w-]+) leg (?P<leg>\d+) of (?P<hours>[\d.e-]+) h\Z")
+_JUDGED = ("p50", "p95", "p99", "memory")
+
+_IN_BLOCKS = """
+    SELECT block, count(*) AS n, quantile_disc(ms, [0.5, 0.95, 0.99]) FILTER (outcome <> 3) AS ps,
+           max(ms) FILTER (outcome <> 3) AS worst, count(*) FILTER (outcome <> 1) AS unwell
+    FROM (SELECT due_ns // ? AS block, outcome,
+                 CASE WHEN outcome = 1 THEN (ended_ns - due_ns) / 1e6 ELSE 'inf'::DOUBLE END AS ms
+          FROM samples WHERE run_id = ? AND due_ns >= ?
+          AND (outcome IN (0, 1, 3, 4, 5) OR outcome = 2 AND attempts > 1))
+    GROUP BY block ORDER BY block"""
+
+
+def label_of(soak_id: str, leg: int, hours: float) -> str:
+    """What a leg of a soak of so many hours is labelled with; `Soak` finds it by that."""
+    return f"soak {soak_id} leg {leg} of {hours!r} h"
+
+
+class Slope(Struct, frozen=True):
+    """How a figure changes per hour (`per_hour`, with its interval, in `unit` per hour) and where it is now. `leg`: which it is
+    of, 0 for all."""
+
+    name: str
+    unit: str
+    per_hour: stats.Estimate
+    level: float
+    span_h: float
+    leg: int = 0
+
+    @property
+    def carried_on_h(self) -> float:
+        return min(CARRIED_ON * self.span_h, CARRIED_ON_MAX_H)
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the interval leaves out zero: it grew, or it shrank."""
+        return self.per_hour.has_interval and (self.per_hour.low > 0 or self.per_hour.high < 0)
+
+
+class Soak:
+    """The legs of a soak, in order, as the Lab has them. Raises UnknownRun where there are none of that id."""
+
+    def __init__(self, lab: Lab, soak_id: str = "") -> None:
+        """`soak_id` empty: the newest."""
+        found = legs_of(lab, soak_id)
+        if not found:
+            raise UnknownRun(f"no soak {soak_id!r} in {lab.path}" if soak_id else f"no soak in {lab.path}")
+        self.lab, self.soak_id = lab, found[-1][0]
+        self.hours = found[-1][2]
+        self.legs = sorted(
+            (Run(lab, run_id) for of, run_id, _ in found if of == self.soak_id), key=lambda leg: leg.row["started_at"]
+        )
+
+    @property
+    def done_h(self) -> float:
+        """How much of the time was measured, warm-ups aside."""
+        return sum(_measured_s(leg) for leg in self.legs) / 3600
+
+    @cached_property
+    def blocks(self) -> pl.DataFrame:
+        """Columns t_h (hours since the first leg began, the block's middle), leg, n, rate (operations that are due, per
+        second), unwell, p50, p95, p99, worst (ms; +inf where that many were not answered); one row per whole block."""
+        block_s = max(sum(_measured_s(leg) for leg in self.legs) / BLOCKS, BLOCK_MIN_S)
+        frames = [self._blocks_of(n, leg, int(block_s * NS_PER_S)) for n, leg in enumerate(self.legs, 1)]
+        return pl.concat(frames)
+
+    def _blocks_of(self, n: int, leg: Run, block_ns: int) -> pl.DataFrame:
+        found = self.lab.sql(_IN_BLOCKS, [block_ns, leg.run_id, leg.warmup_ns])
+        none = [math.nan] * 3  # a block in which everything failed at once
+        ps = np.asarray([p or none for p in found["ps"].to_list()], np.float64).reshape(-1, 3)
+        began_h = (leg.row["started_at"] - self.legs[0].row["started_at"]).total_seconds() / 3600
+        frame = pl.DataFrame(
+            {
+                "t_h": began_h + (found["block"].to_numpy() + 0.5) * block_ns / NS_PER_S / 3600,
+                "leg": np.full(len(found), n),
+                "n": found["n"],
+                "rate": found["n"].to_numpy() * NS_PER_S / block_ns,
+                "unwell": found["unwell"],
+                **{name: ps[:, i] for i, name in enumerate(("p50", "p95", "p99"))},
+                "worst": found["worst"].cast(pl.Float64),
+            }
+        )
+        first, last = (
+            -(-leg.warmup_ns // block_ns),
+            leg.window_ns[1] // block_ns,
+        )  # a block cut by either end is no block
+        return frame.filter(found["block"].is_between(first, last - 1).to_numpy())
+
+    def memory(self, source: str) -> pl.DataFrame:
+        """Columns t_h, leg, mib: the PSS of the loader or the server in the steady parts of the legs."""
+        frames = []
+        for n, leg in enumerate(self.legs, 1):
+            series = leg.memory_of(source).filter(pl.col("t_ns").is_between(*leg.window_ns))
+            began_h = (leg.row["started_at"] - self.legs[0].row["started_at"]).total_seconds() / 3600
+            t_h = began_h + series["t_ns"].to_numpy() / NS_PER_S / 3600
+            frames.append(
+                pl.DataFrame({"t_h": t_h, "leg": np.full(len(series), n), "mib": series["value"].to_numpy() / MIB})
+            )
+        return pl.concat(frames)
+
+    @cached_property
+    def slopes(self) -> dict[str, Slope]:
+        """Of p50, p95 and p99 (of blocks that were answered), and of the memory of each process that has any. The loader's
+        memory begins anew with each leg, so its slope is that of the longest."""
+        found = {}
+        for name in ("p50", "p95", "p99"):
+            known = self.blocks.filter(pl.col(name).is_finite())
+            found[name] = _slope(name, "ms", known["t_h"].to_numpy(), known[name].to_numpy())
+        longest = int(np.argmax([_measured_s(leg) for leg in self.legs])) + 1
+        for source in ("loader", "server"):
+            series = self.memory(source)
+            leg = longest if source == "loader" else 0
+            series = series.filter(pl.col("leg") == leg) if leg else series
+            if len(series):
+                name = f"memory of the {source}"
+                slope = _slope(name, "MiB", series["t_h"].to_numpy(), series["mib"].to_numpy())
+                found[name] = msgspec.structs.replace(slope, leg=leg)
+        return found
+
+    def verdict(self, targets: Targets) -> Verdict:
+        """The targets held by the leg that took longest, every leg's invariants, and what its slopes lead to."""
+        longest = max(self.legs, key=_measured_s)
+        judged = judge(targets, longest, *self.legs)
+        drifts = [j for name in _JUDGED for j in self._drifts(name, targets, longest.run_id)]
+        verdict = Verdict(f"soak of {spoken(self.done_h)}, {targets.name} targets", (*judged.judgements, *drifts))
+        return Verdict(verdict.title, verdict.judgements, self._answer(verdict))
+
+    def _drifts(self, name: str, targets: Targets, run_id: str) -> Sequence[Judgement]:
+        thresholds = [t for t in targets.thresholds if t.name == name and t.is_max]
+        slopes = [s for key, s in self.slopes.items() if key == name or key.startswith(f"{name} of")]
+        return [_carried_on(s, t, run_id) for t in thresholds for s in slopes]
+
+    def _answer(self, verdict: Verdict) -> str:
+        operations = f"{int(self.blocks['n'].sum()):,}" if len(self.blocks) else "no"
+        drifting = [j for j in verdict.targets if j.unit.endswith("/h") and j.status == "fail"]
+        growing = [s for s in self.slopes.values() if s.is_shown and s.per_hour.low > 0]
+        legs = f" in {len(self.legs)} legs" if len(self.legs) > 1 else ""
+        text = f"{self.legs[0].row['store']} took {operations} operations over {spoken(self.done_h)}{legs}"
+        if drifting:
+            return f"{text}, and does not stay as it is: " + "; ".join(f"{j.name} {j.shown}" for j in drifting) + "."
+        if growing:
+            told = "; ".join(f"{s.name} {_told(s)}" for s in growing)
+            return f"{text}; what grows does not reach a limit within {spoken(growing[0].carried_on_h)} more: {told}."
+        return f"{text}, and no growth of latency or memory was shown."
+
+    def told(self) -> str:
+        """One line per slope, for a terminal."""
+        return "\n".join(f"{s.name}: now {s.level:,.4g} {s.unit}, {_told(s)}" for s in self.slopes.values())
+
+    def table(self) -> pl.DataFrame:
+        """One row per slope: figure, now (median of the last quarter), unit, change per hour with its interval at 95 %."""
+        rows = [
+            (s.name, s.level, s.unit, s.per_hour.value, s.per_hour.low, s.per_hour.high) for s in self.slopes.values()
+        ]
+        names = ("figure", "now", "unit", "per hour", "low", "high")
+        frame = pl.DataFrame(rows, schema=list(names), orient="row")
+        return frame.with_columns(pl.col("now", "per hour", "low", "high").cast(pl.Float64).round_sig_figs(4))
+
+
+def legs_of(lab: Lab, soak_id: str = "") -> list[tuple[str, str, float]]:
+    """(soak, run, hours asked for) of every leg of a soak, or of all soaks, oldest first; the last is of the newest."""
+    rows = lab.sql("SELECT label, run_id FROM runs WHERE starts_with(label, 'soak ') ORDER BY run_id").iter_rows()
+    found = [(m["id"], run_id, float(m["hours"])) for label, run_id in rows if (m := _LABEL.match(label))]
+    return [leg for leg in found if not soak_id or leg[0] == soak_id]
+
+
+def _measured_s(leg: Run) -> float:
+    start, end = leg.window_ns
+    return max(end - start, 0) / NS_PER_S if leg.row["status"] == "complete" or len(leg.samples) else 0.0
+
+
+def _slope(name: str, unit: str, t_h: NDArray[np.float64], values: NDArray[np.float64]) -> Slope:
+    if len(values) < 2:
+        return Slope(name, unit, stats.NOTHING, math.nan, 0.0)
+    at = np.argsort(t_h, kind="stable")
+    t_h, values = t_h[at], values[at]
+    if len(values) > BLOCKS:  # gauges: one median per block, for neighbours are alike
+        parts = [part for part in np.array_split(np.arange(len(values)), BLOCKS) if len(part)]
+        t_h, values = (np.asarray([np.median(a[part]) for part in parts]) for a in (t_h, values))
+    span_h = float(t_h[-1] - t_h[0])
+    g = stats.growth(t_h, values)
+    last = max(1, int(len(values) * LEVEL_SHARE))
+    level = float(np.median(values[-last:]))
+    if not span_h:
+        return Slope(name, unit, stats.NOTHING, level, 0.0)
+    return Slope(name, unit, stats.Estimate(g.value / span_h, g.low / span_h, g.high / span_h, g.n), level, span_h)
+
+
+def _carried_on(slope: Slope, threshold: Threshold, run_id: str) -> Judgement:
+    """Where the figure would be in some hours, at either end of the slope's interval, against its limit."""
+    e, hours = slope.per_hour, slope.carried_on_h
+    limit = f"{threshold} in {spoken(hours)} more"
+    if not e.has_interval:
+        status, reason = "inconclusive", "too few blocks of time for an interval; run it longer"
+    elif slope.level >= threshold.limit:
+        status, reason = "inconclusive", f"it is over the limit already, at {slope.level:,.4g} {slope.unit}"
+    else:
+        ends = [slope.level + end * hours < threshold.limit for end in (e.low, e.high)]
+        status = "pass" if all(ends) else "fail" if not any(ends) else "inconclusive"
+        said = f"now {slope.level:,.4g} {slope.unit}"
+        reason = {"inconclusive": "the interval of the slope allows both; run it longer"}.get(status, said)
+        if status == "fail":
+            reason += f"; the limit is reached in {spoken((threshold.limit - slope.level) / e.value)}"
+    unit = f"{slope.unit}/h"
+    return Judgement("target", f"{slope.name}, growth", limit, e.value, e.low, e.high, unit, status, reason, run_id)
+
+
+def spoken(hours: float) -> str:
+    """A length of time in the unit that people would say it in."""
+    size, unit = (hours, "h") if hours >= 2 else (hours * 60, "min") if hours >= 1 / 20 else (hours * 3600, "s")
+    return f"{size:,.3g} {unit}" if size < 1000 else f"{size:,.0f} {unit}"
+
+
+def _told(slope: Slope) -> str:
+    e = slope.per_hour
+    if math.isnan(e.value):
+        return "not measured often enough to see it change"
+    interval = f" [{e.low:+,.3g} – {e.high:+,.3g}]" if e.has_interval else ", too few blocks for an interval"
+    return f"changes by {e.value:+,.3g} {slope.unit} per hour{interval}"

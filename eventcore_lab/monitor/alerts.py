@@ -1,0 +1,238 @@
+"""When somebody is told: rules that hold a figure of the sliding window to a limit, and the course each of them takes.
+
+`Alerts.look` is asked once a second, waits for nothing and knows the time only from its argument. What it finds is handed on by
+delivery.py and kept by history.py. The course of a rule:
+
+    ok → pending            the figure misses its limit
+    pending → ok            one look at which it is kept
+    pending → firing        missed for `for_s` without a break
+    firing → ok             kept for `resolve_for_s` without a break, or the load ended
+
+A look that cannot be judged (nothing to compute the figure from, warming up, too few samples, everything that was offered was
+answered) is neither: it adds to no time, and a pending or firing rule stays as it is. A break of LOOK_GAP_MAX_S without a
+judged look begins the time anew. Whoever was told of `firing` is told of `resolved` once; within `cooldown_s` of having been
+told, the same rule does not tell again, which `silenced` says once. If it still fires when that is over, it tells then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from eventcore_lab.lab.measures import UNITS
+from eventcore_lab.lab.targets import Targets, Threshold
+from eventcore_lab.monitor import judging
+from eventcore_lab.monitor.facts import Alert, Held
+from eventcore_lab.monitor.rules import Rule as Rule
+from eventcore_lab.monitor.rules import rules_of as rules_of
+from eventcore_lab.monitor.state import State
+from eventcore_lab.monitor.window import OBSERVED, Basis
+
+LOOK_GAP_MAX_S = 30.0
+PENDING_EVERY_S = 60.0
+"""A rule that comes and goes is shown as pending this often, at most."""
+THE_LOAD_ENDED = "the load ended"
+NOT_TOLD = "nobody was told of it"
+_ANSWERED_WITHIN_S = 1.0
+
+
+def standing(threshold: Threshold, state: State, now: float) -> Held:
+    """How a figure stands to its limit: as the state holds its own targets, and compared alike where it is none of them."""
+    for held in state.held:
+        if held.name == threshold.name and held.limit == str(threshold):
+            return held
+    figures = {threshold.name: state.figures.get(threshold.name, math.nan)}
+    [held] = judging.held(Targets("alerts", (threshold,)), figures, _basis(state, now), state.watched)
+    return held
+
+
+def _basis(state: State, now: float) -> Basis:
+    """What the window's figures rest on, from the seconds that are complete."""
+    watched = state.watched
+    steady_from = max(
+        watched.began + watched.warmup_s if watched and watched.began is not None else 0.0, now - state.window_s
+    )
+    seconds = [second for second in state.history if second.t >= steady_from - 1]
+    unwell = sum(s.failed + s.unknown + s.dropped for s in seconds)
+    return Basis(
+        samples=sum(s.ended for s in seconds) + state.waiting,
+        length_s=float(len(seconds)),
+        is_all_answered=not unwell and state.oldest_s < _ANSWERED_WITHIN_S,
+        is_warming_up=now < steady_from,
+    )
+
+
+def is_over(state: State) -> bool:
+    """Whether no load is under way; of an existing store nobody knows, so it never is."""
+    return not state.is_loaded and (state.watched is None or state.watched.status != OBSERVED)
+
+
+def is_notice(alert: Alert) -> bool:
+    """Whether somebody is to be told of this change; the others are shown and kept."""
+    return alert.state == "firing" or (alert.state == "resolved" and alert.detail != NOT_TOLD)
+
+
+class _Course:
+    """Where one rule stands. `lasted_s`: how long the answer has been the same, in looks that were judged."""
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self.told_at: float | None = None
+        self.shown_at: float | None = None
+        self.silenced = 0
+        self.end()
+
+    def end(self) -> None:
+        """Back to ok; when it was last told of stays."""
+        self.phase, self.since, self.run_id, self.value = "ok", 0.0, "", None
+        self.is_told = self.is_silenced = self.was_silent = False
+        self.answer, self.lasted_s, self.judged_at, self.was_judged = "", 0.0, 0.0, False
+
+    phase: str
+    since: float
+    run_id: str
+    value: float | None
+
+    def lasts(self, answer: str, t: float) -> float:
+        """Seconds for which the answer has been this one without a break."""
+        if answer != self.answer or t - self.judged_at > LOOK_GAP_MAX_S:
+            self.lasted_s = 0.0
+        elif self.was_judged:
+            self.lasted_s += t - self.judged_at
+        self.answer, self.judged_at, self.was_judged = answer, t, True
+        return self.lasted_s
+
+    def silent_s(self, t: float) -> float:
+        """For how long it may not tell yet."""
+        return 0.0 if self.told_at is None else max(self.told_at + self.rule.cooldown_s - t, 0.0)
+
+
+class Alerts:
+    """Every rule's course. `enabled` may be switched at any time: off, nothing is said and every course begins anew; when
+    somebody was last told is not forgotten."""
+
+    def __init__(self, rules: Sequence[Rule], enabled: bool = True) -> None:
+        self.rules, self.enabled = tuple(rules), enabled
+        self._courses = [_Course(rule) for rule in self.rules if rule.enabled]
+        self._t, self._seen = 0.0, math.nan
+
+    def states(self) -> dict[str, str]:
+        """Of each rule `ok`, `pending`, `firing`, or `off`."""
+        found = {rule.name: "off" for rule in self.rules}
+        return found | {c.rule.name: c.phase for c in self._courses if self.enabled}
+
+    def look(self, now: float, state: State) -> list[Alert]:
+        """What has changed, as of `now` (Unix time). A clock that was set back only makes this look add to no time."""
+        self._t += max(now - self._seen, 0.0) if not math.isnan(self._seen) else 0.0
+        self._seen = now
+        if not self.enabled:
+            for course in self._courses:
+                course.end()
+            return []
+        found = [self._step(course, now, state) for course in self._courses]
+        return [alert for alerts in found for alert in alerts]
+
+    def _step(self, course: _Course, now: float, state: State) -> list[Alert]:
+        run_id = state.watched.run_id if state.watched is not None else ""
+        found = []
+        if course.phase != "ok" and (is_over(state) or course.run_id != run_id):
+            found += self._resolved(course, now, THE_LOAD_ENDED)
+        if is_over(state):
+            return found
+        held = standing(course.rule.threshold, state, now)
+        if held.status == "fail":
+            course.run_id, course.value = run_id, held.value
+            return found + self._missed(course, now)
+        if held.status == "pass":
+            return found + self._kept(course, now, held)
+        course.was_judged = False
+        return found
+
+    def _missed(self, course: _Course, now: float) -> list[Alert]:
+        rule, lasted_s, found = course.rule, course.lasts("fail", self._t), []
+        if course.phase == "ok":
+            course.phase, course.since = "pending", now
+            if rule.for_s and (course.shown_at is None or self._t - course.shown_at >= PENDING_EVERY_S):
+                course.shown_at = self._t
+                found.append(_alert(course, now, "pending", _missing(course), f"fires after {said_s(rule.for_s)}"))
+        if course.phase == "pending":
+            course.since = now if not lasted_s else course.since
+            course.phase = "firing" if lasted_s >= rule.for_s else "pending"
+            if course.phase == "firing" and course.silent_s(self._t):
+                course.is_silenced, course.was_silent = not course.silenced, True
+                course.silenced += 1
+                found += self._silenced(course, now) if course.is_silenced else []
+        if course.phase == "firing" and not course.is_told and not course.silent_s(self._t):
+            found.append(self._told(course, now, lasted_s))
+        return found
+
+    def _told(self, course: _Course, now: float, lasted_s: float) -> Alert:
+        course.is_told, course.told_at = True, self._t
+        before, course.silenced = course.silenced - course.was_silent, 0
+        detail = f"fired {before} more time{'s' if before > 1 else ''} since it was last told of" if before else ""
+        return _alert(course, now, "firing", f"{_missing(course)}, for {said_s(lasted_s)} now", detail)
+
+    def _silenced(self, course: _Course, now: float) -> list[Alert]:
+        detail = f"not told: somebody was told less than {said_s(course.rule.cooldown_s)} ago; silent for "
+        return [_alert(course, now, "silenced", _missing(course), detail + said_s(course.silent_s(self._t)))]
+
+    def _kept(self, course: _Course, now: float, held: Held) -> list[Alert]:
+        lasted_s = course.lasts("pass", self._t)
+        if course.phase == "pending":
+            course.phase = "ok"
+        elif course.phase == "firing" and lasted_s >= course.rule.resolve_for_s:
+            course.value = held.value
+            return self._resolved(course, now, "")
+        return []
+
+    def _resolved(self, course: _Course, now: float, why: str) -> list[Alert]:
+        """The end of a course; said to whoever was told of its beginning, and shown to whoever was shown it."""
+        is_told, is_shown = course.is_told, course.is_told or course.is_silenced
+        what = f"{course.rule.threshold.name} {said(course, 'was' if why else 'is')}"
+        lasted = said_s(max(now - course.since, 0.0))
+        text = f"{why} while {what}, limit {course.rule.threshold}" if why else f"{what} again"
+        alert = _alert(course, now, "resolved", f"{text}, after {lasted}", why if is_told else NOT_TOLD)
+        course.end()
+        return [alert] if is_shown else []
+
+
+def _alert(course: _Course, now: float, state: str, text: str, detail: str = "") -> Alert:
+    rule = course.rule
+    return Alert(
+        t=now,
+        name=rule.name,
+        severity=rule.severity,
+        state=state,
+        text=text,
+        value=course.value,
+        limit=str(rule.threshold),
+        since=course.since or now,
+        run_id=course.run_id,
+        detail=detail,
+    )
+
+
+def _missing(course: _Course) -> str:
+    limit = course.rule.threshold
+    amount = str(limit)[2:]
+    return f"{limit.name} {said(course)}; it should be {'below' if limit.is_max else 'above'} {amount}"
+
+
+def said(course: _Course, verb: str = "is") -> str:
+    """The value for people, three digits of it."""
+    value, unit = course.value, UNITS[course.rule.threshold.name]
+    if value is None:
+        return "is not known"
+    if math.isinf(value):
+        return "has no end yet: that many operations are still without an answer"
+    digits = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{verb} {digits}{'' if unit == '/s' else ' '}{unit}"
+
+
+def said_s(seconds: float) -> str:
+    """A time for people: 12 s, 3 min 5 s, 2 h 10 min."""
+    whole = math.floor(seconds + 0.5)
+    if whole < 60:
+        return f"{seconds:.3g} s"
+    parts = (whole // 3600, "h"), (whole % 3600 // 60, "min"), (whole % 60, "s")
+    return " ".join(f"{n} {unit}" for n, unit in parts if n)

@@ -1,0 +1,75 @@
+"""Targets held to the sliding window: as lab.targets compares, but for one value that has no interval.
+
+A window is one look at what goes on: it tells that a limit is crossed now, where a verdict tells what the run has shown.
+"""
+
+from __future__ import annotations
+
+import math
+
+from eventcore_lab.lab.measures import PERCENTILES, UNITS
+from eventcore_lab.lab.stats import samples_needed
+from eventcore_lab.lab.targets import Targets, Threshold
+from eventcore_lab.monitor.facts import Held, Watched
+from eventcore_lab.monitor.window import OBSERVED, Basis
+
+LOAD_MIN_S = 1.0
+"""Of less load than this a rate says nothing."""
+RATES = ("commands_per_second", "events_per_second")
+
+
+def held(targets: Targets, figures: dict[str, float], basis: Basis, watched: Watched | None) -> list[Held]:
+    """One line per threshold, in the targets' order."""
+    lines = []
+    for threshold in targets.thresholds:
+        value = figures[threshold.name]
+        status, reason = _compared(threshold, value, basis, watched)
+        lines.append(
+            Held(
+                name=threshold.name,
+                limit=str(threshold),
+                value=None if math.isnan(value) else value,
+                unit=UNITS[threshold.name],
+                status=status,
+                reason=reason,
+            )
+        )
+    return lines
+
+
+def _compared(threshold: Threshold, value: float, basis: Basis, watched: Watched | None) -> tuple[str, str]:
+    if (why := _undecided(threshold, value, basis, watched)) or watched is None:
+        return "inconclusive", why
+    p = PERCENTILES.get(threshold.name)
+    if (value < threshold.limit) == threshold.is_max:
+        status, reason = "pass", ""
+    elif threshold.name in RATES and not threshold.is_max and (why := _nobody_asked(basis, watched)):
+        return "inconclusive", why
+    else:
+        status, reason = "fail", ""
+    return status, "service time (closed loop)" if p is not None and watched.is_closed_loop else reason
+
+
+def _undecided(threshold: Threshold, value: float, basis: Basis, watched: Watched | None) -> str:
+    """Why the value cannot be compared, "" if it can."""
+    p = PERCENTILES.get(threshold.name)
+    if watched is None:
+        return "nothing is watched"
+    if math.isnan(value):
+        return "warming up" if basis.is_warming_up else "nothing yet"
+    if watched.status in ("interrupted", "broken"):
+        return f"the run was {watched.status}: {watched.row.get('status_reason') or ''}".rstrip(": ")
+    if p is not None and basis.samples < samples_needed(p):
+        return f"{basis.samples:,} samples; {threshold.name} needs at least {samples_needed(p):,}"
+    if threshold.name in RATES and watched.status != OBSERVED and basis.length_s < LOAD_MIN_S:
+        return f"{basis.length_s:.1f} s of load; a rate needs at least {LOAD_MIN_S:g} s"
+    return ""
+
+
+def _nobody_asked(basis: Basis, watched: Watched) -> str:
+    """Why a low rate may be all that was asked for, "" if it was not; see lab.targets."""
+    if watched.status == OBSERVED:
+        return "only observed: more may not have been asked for"
+    if not watched.is_closed_loop and basis.is_all_answered:
+        return "no more than this was offered; a closed loop shows how far the store goes"
+    return ""

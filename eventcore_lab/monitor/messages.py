@@ -1,0 +1,99 @@
+"""What somebody who is told of an alert reads: short plain lines, in which no name can mention, link or format anything."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from eventcore_lab.monitor.facts import Alert
+
+TITLE_MAX, LINE_MAX, LINES_MAX = 150, 500, 20
+_SIGNS = {
+    "@": "＠",
+    "`": "'",
+    "\\": "/",
+    "<": "‹",
+    ">": "›",
+    "|": "¦",
+    "[": "(",
+    "]": ")",
+    "*": "∗",
+    "~": "˷",
+    "#": "♯",
+}
+"""What means something to one of the services (mentions, code, links, tables, headings, bold) → what looks like it."""
+
+
+class Message(NamedTuple):
+    """One message. `kind`: info, success, warning or failure, as Apprise has them."""
+
+    title: str
+    body: str
+    kind: str
+
+
+def plain(text: str, chars_max: int = LINE_MAX) -> str:
+    """`text` as one line without anything that a terminal, a chat or a page would act on. A comparison keeps its sign."""
+    cut = text[: 4 * chars_max]
+    kept = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in unicodedata.normalize("NFC", cut))
+    words = [_word(word) for word in kept.split()]
+    line = " ".join(words)
+    return line if len(line) <= chars_max else line[: chars_max - 1] + "…"
+
+
+def _word(word: str) -> str:
+    if word in ("<", ">"):
+        return word  # alone it opens no mention and no tag
+    for sign, instead in _SIGNS.items():
+        word = word.replace(sign, instead)
+    return word.replace("://", ": //").replace("www.", "www ").replace("__", "_")
+
+
+def title_of(alert: Alert) -> str:
+    what = "is firing" if alert.state == "firing" else f"is {plain(alert.state, 20)}"
+    return plain(f"EventCore performance alert: {plain(alert.name, 100)} {what} ({alert.severity})", TITLE_MAX)
+
+
+def message_of(alert: Alert, note: str = "") -> Message:
+    """One alert as a message of its own; `note` is a last line."""
+    lines = [plain(alert.text), _detail(alert), f"since {_time(alert.since)}", note]
+    lines += [f"run {plain(alert.run_id, 60)}"] if alert.run_id else []
+    return Message(title_of(alert), "\n".join(line for line in lines if line), kind_of([alert]))
+
+
+def summary_of(alerts: Sequence[Alert], note: str = "") -> Message:
+    """Several alerts as one message, the newest LINES_MAX of them a line each."""
+    lines = [line_of(alert) for alert in alerts[-LINES_MAX:]]
+    left = len(alerts) - len(lines)
+    lines = [f"and {left} earlier changes" if left else "", *lines, note]
+    title = f"EventCore performance alerts: {len(alerts)} changes"
+    return Message(title, "\n".join(line for line in lines if line), kind_of(alerts))
+
+
+def line_of(alert: Alert) -> str:
+    """One alert as one line, as a terminal or a log shows it."""
+    detail = f" ({_detail(alert)})" if _detail(alert) else ""
+    name, text = plain(alert.name, 100), plain(alert.text, 300)
+    return f"{_time(alert.t)} {plain(alert.severity, 20)} {plain(alert.state, 20)}: {name}: {text}{detail}"
+
+
+def _detail(alert: Alert) -> str:
+    """The detail, if the text does not say it already."""
+    return plain(alert.detail, 200) if alert.detail not in alert.text else ""
+
+
+def kind_of(alerts: Sequence[Alert]) -> str:
+    """The worst of them."""
+    kinds = {"info": "info", "warning": "warning", "critical": "failure"}
+    found = {kinds.get(a.severity, "warning") if a.state == "firing" else "success" for a in alerts}
+    return next((kind for kind in ("failure", "warning", "info") if kind in found), "success")
+
+
+def _time(t: float) -> str:
+    """The time of day here, with the date: who reads it may do so tomorrow."""
+    try:
+        return datetime.fromtimestamp(t).astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
+    except (OverflowError, ValueError, OSError):
+        return f"{t:.0f}"

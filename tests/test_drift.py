@@ -1,0 +1,170 @@
+"""Slopes over hours: what grows is found, what does not is not accused, and legs are put together."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from eventcore_lab.clock import NS_PER_S
+from eventcore_lab.lab.database import Lab, UnknownRun
+from eventcore_lab.lab.drift import BLOCKS, Soak, label_of
+from eventcore_lab.lab.measures import MIB
+from eventcore_lab.lab.stats import percentile
+from eventcore_lab.lab.steadiness import over_hours
+from eventcore_lab.lab.targets import Targets
+from eventcore_lab.schema import Outcome, packed
+
+HOUR_NS = 3600 * NS_PER_S
+BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def leg(
+    lab: Lab,
+    hours: float,
+    *,
+    soak_id: str = "s1",
+    of_h: float = 8.0,
+    number: int = 1,
+    begins_h: float = 0.0,
+    ms_per_hour: float = 0.0,
+    mib_per_hour: float = 0.0,
+    outage: tuple[float, float] = (0.0, 0.0),
+    seed: int = 1,
+    operations: int = 24_000,
+    status: str = "complete",
+) -> str:
+    """A run of `hours` whose latency, 4 ms with an exponential tail, and loader's memory grow so much per hour; between the
+    hours of `outage` nothing was answered."""
+    rng = np.random.default_rng(seed)
+    folder = lab.spool / f"run-{number}-{soak_id}"
+    folder.mkdir(parents=True)
+    total_ns = int(hours * HOUR_NS)
+    row = {
+        "run_id": folder.name,
+        "label": label_of(soak_id, number, of_h),
+        "started_at": (BEGAN + timedelta(hours=begins_h)).isoformat(),
+        "status": status,
+        "store": "memory",
+        "workload": "create_user",
+        "pacer": "constant:rate=400",
+        "is_closed_loop": False,
+        "seed": 7,
+        "measured_ns": total_ns,
+        "duration_s": hours * 3600,
+        "warmup_s": 0.0,
+        "schema_version": 4,
+    }
+    (folder / "run.json").write_bytes(msgspec.json.encode(row))
+    due = np.sort(rng.integers(0, total_ns, operations))
+    at_h = due / HOUR_NS
+    ms = 4 + ms_per_hour * at_h + rng.exponential(1.0, operations)
+    ended = due + (ms * 1e6).astype(np.int64)
+    is_out = (at_h >= outage[0]) & (at_h < outage[1])
+    ok, unknown = packed(Outcome.OK, 1, 1, 1), packed(Outcome.UNKNOWN, 1, 1, 0)
+    zero = np.zeros_like(due)
+    columns = [np.arange(operations), due, due, due, zero, ended, zero, np.where(is_out, unknown, ok)]
+    np.stack(columns, axis=1).astype(np.int64).tofile(folder / "samples-0.i64")
+    lines = [
+        {"t_ns": int(t), "source": "loader", "name": "pss_bytes", "value": float(value)}
+        for t, value in zip(
+            np.linspace(0, total_ns - 1, 600),
+            (80 + mib_per_hour * np.linspace(0, hours, 600) + rng.normal(0, 1.5, 600)) * MIB,
+            strict=True,
+        )
+    ]
+    (folder / "gauges.ndjson").write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+    return lab.ingest(folder)
+
+
+def judged(soak: Soak, name: str) -> str:
+    verdict = soak.verdict(Targets.of("p95 < 50ms", "memory < 1024MiB"))
+    return next(j.status for j in verdict.targets if j.name == f"{name}, growth")
+
+
+@pytest.mark.parametrize("per_hour", [2.0, 20.0, 300.0])
+def test_a_leak_is_found_with_its_size(lab: Lab, per_hour: float) -> None:
+    leg(lab, 8, mib_per_hour=per_hour)
+    slope = Soak(lab, "s1").slopes["memory of the loader"]
+    assert slope.per_hour.low <= per_hour <= slope.per_hour.high
+    assert slope.is_shown
+
+
+def test_a_leak_that_will_reach_the_limit_fails_and_one_that_will_not_does_not(lab: Lab) -> None:
+    leg(lab, 8, soak_id="large", mib_per_hour=100)
+    leg(lab, 8, soak_id="small", mib_per_hour=2)
+    assert judged(Soak(lab, "large"), "memory of the loader") == "fail"
+    assert judged(Soak(lab, "small"), "memory of the loader") == "pass"
+    assert Soak(lab, "large").verdict(Targets.of("memory < 1024MiB")).status == "fail"
+    assert "does not stay as it is" in Soak(lab, "large").verdict(Targets.of("memory < 1024MiB")).answer
+
+
+def test_latency_that_grows_is_carried_on_to_its_limit(lab: Lab) -> None:
+    leg(lab, 8, soak_id="slower", ms_per_hour=2.0)
+    slope = Soak(lab, "slower").slopes["p95"]
+    assert slope.per_hour.low <= 2.0 <= slope.per_hour.high
+    assert judged(Soak(lab, "slower"), "p95") == "fail"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_stays_as_it_is_is_not_accused(lab: Lab, seed: int) -> None:
+    leg(lab, 8, seed=seed)
+    assert {judged(Soak(lab, "s1"), name) for name in ("p95", "memory of the loader")} == {"pass"}
+
+
+def test_an_outage_does_not_bend_the_slope_and_is_counted(lab: Lab) -> None:
+    leg(lab, 8, outage=(3.0, 3.5))
+    soak = Soak(lab, "s1")
+    assert abs(soak.slopes["p95"].per_hour.value) < 0.2
+    assert soak.blocks["unwell"].sum() == pytest.approx(24_000 * 0.5 / 8, rel=0.1)
+    assert judged(soak, "p95") == "pass"
+
+
+def test_blocks_are_of_every_operation_and_their_percentiles_order_statistics(lab: Lab) -> None:
+    leg(lab, 8)
+    soak = Soak(lab, "s1")
+    assert len(soak.blocks) == BLOCKS
+    assert soak.blocks["n"].sum() == 24_000
+    rows = soak.legs[0].samples
+    first = rows.filter(rows["due_ns"] < 8 * HOUR_NS // BLOCKS)
+    ms = np.sort((first["ended_ns"] - first["due_ns"]).to_numpy() / 1e6)
+    assert soak.blocks.row(0, named=True)["p95"] == percentile(ms, 0.95)
+
+
+def test_legs_of_one_soak_are_put_together_in_time_and_others_left_out(lab: Lab) -> None:
+    leg(lab, 2, number=1, status="interrupted")
+    leg(lab, 5, number=2, begins_h=3.0, ms_per_hour=0.0, seed=2)
+    leg(lab, 1, soak_id="s2", of_h=1.0)
+    soak = Soak(lab, "s1")
+    assert [r.run_id for r in soak.legs] == ["run-1-s1", "run-2-s1"]
+    assert soak.done_h == pytest.approx(7.0, rel=0.01)
+    assert soak.hours == 8.0
+    t_h = soak.blocks["t_h"].to_numpy()
+    assert not ((t_h > 2.01) & (t_h < 3.0)).any()
+    assert t_h.max() == pytest.approx(8.0, abs=0.2)
+
+
+def test_the_newest_soak_is_meant_when_none_is_named(lab: Lab) -> None:
+    leg(lab, 1, soak_id="a", of_h=1.0)
+    leg(lab, 1, soak_id="b", of_h=1.0)
+    assert Soak(lab).soak_id == "b"
+    with pytest.raises(UnknownRun, match="no soak 'c'"):
+        Soak(lab, "c")
+
+
+def test_a_soak_too_short_for_blocks_settles_nothing(lab: Lab) -> None:
+    leg(lab, 1 / 3600, operations=400)
+    assert judged(Soak(lab, "s1"), "p95") == "inconclusive"
+    assert "too few blocks" in Soak(lab, "s1").told()
+
+
+def test_a_soak_in_which_nothing_was_answered_is_told_not_raised(lab: Lab, tmp_path: Path) -> None:
+    leg(lab, 1, outage=(0.0, 1.0))
+    soak = Soak(lab, "s1")
+    assert math.isnan(soak.slopes["p95"].per_hour.value)
+    assert soak.verdict(Targets.production()).status != "pass"
+    over_hours(soak, Targets.production()).savefig(tmp_path / "x.png")

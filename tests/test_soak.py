@@ -1,0 +1,118 @@
+"""A soak is as long as it says, whatever happens to it meanwhile, and what was measured is kept."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+from test_drift import leg
+
+from eventcore_lab import soak as room
+from eventcore_lab.clock import pause_s
+from eventcore_lab.events import StoreError
+from eventcore_lab.experiment import Experiment
+from eventcore_lab.lab.database import Lab, UnknownRun
+from eventcore_lab.lab.drift import Soak, legs_of
+from eventcore_lab.load.rotation import Rotation
+from eventcore_lab.progress import Quiet
+from eventcore_lab.soak import longest_leg_s, resumed, soak
+from eventcore_lab.spec import UsageError
+
+LOAD = Experiment(store="memory", pacer="constant:rate=400", warmup_s=0.1)
+SECOND_H = 1 / 3600
+SCRIPT = """
+import sys
+from eventcore_lab import Experiment, Lab
+from eventcore_lab.progress import Quiet
+from eventcore_lab.soak import soak
+if __name__ == "__main__":
+    load = Experiment(store="memory", pacer="constant:rate=400", warmup_s=0.1)
+    soak(load, 600 / 3600, Lab(sys.argv[1]), progress=Quiet(), rotate_s=0.2)
+"""
+
+
+def test_it_is_as_long_as_asked_and_loses_nothing_when_its_samples_leave_the_memory(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "Rotation", partial(Rotation, rows_per_part=64))
+    told: list[str] = []
+    found = soak(LOAD, 1.5 * SECOND_H, lab, tell=told.append, progress=Quiet(), rotate_s=0.2)
+    assert found.done_h == pytest.approx(1.5 * SECOND_H)
+    assert found.legs[0].outcomes == {"ok": 600}
+    findings = dict(found.legs[0].invariants.select("name", "status").iter_rows())
+    assert findings["every operation has one outcome"] == findings["acknowledged appends are there"] == "passed"
+    assert "violated" not in findings.values()
+    assert found.soak_id in told[0]
+
+
+def test_what_is_missing_of_one_that_was_cut_is_measured_by_another_leg(lab: Lab) -> None:
+    leg(lab, SECOND_H, of_h=2 * SECOND_H, status="interrupted", operations=400)
+    found = resumed("s1", lab, tell=lambda _: None, progress=Quiet())
+    assert found.done_h == pytest.approx(2 * SECOND_H, rel=0.01)
+    first, second = (r.row for r in found.legs)
+    assert (first["seed"], second["seed"]) == (7, 7 + 1_000_003)
+    assert second["pacer"] == first["pacer"]
+
+
+def test_it_goes_on_after_a_crash_of_its_own(tmp_path: Path) -> None:
+    lab = Lab(tmp_path / "lab.duckdb")
+    crashed = subprocess.Popen([sys.executable, "-c", SCRIPT, str(lab.path)], stdout=subprocess.DEVNULL)
+    for _ in range(600):
+        gauges = next(iter(lab.spool.glob("*/gauges.ndjson")), None)
+        if gauges is not None and gauges.stat().st_size > 6000:
+            break
+        pause_s(0.05)
+    os.kill(crashed.pid, signal.SIGKILL)
+    crashed.wait(timeout=30)
+    lab.check()  # takes in what was left
+    before = Soak(lab)
+    assert before.legs[0].row["status"] == "interrupted"
+    assert before.done_h > 0
+    assert before.hours == 600 / 3600
+    hours = before.done_h + SECOND_H  # nobody waits for the ten minutes
+    after = room._Soaking(LOAD, hours, before.soak_id, lab, lambda _: None, Quiet(), 30.0).whole()
+    assert [r.row["status"] for r in after.legs] == ["interrupted", "complete"]
+    assert after.done_h == pytest.approx(hours, rel=0.05)
+
+
+def test_legs_that_break_one_after_the_other_end_it(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOBODY_DSN", "postgresql://nobody:hush@127.0.0.1:9/none")
+    waits: list[float] = []
+    monkeypatch.setattr(room, "pause_s", waits.append)
+    monkeypatch.setattr(room, "BROKEN_MAX", 3)
+    told: list[str] = []
+    with pytest.raises(StoreError):
+        soak(Experiment(store="env:NOBODY_DSN", pacer="constant:rate=10"), 1.0, lab, tell=told.append, progress=Quiet())
+    assert waits == [2.0, 4.0, 8.0]
+    assert "another begins in 2 s (1 of 3 in a row)" in told[1]
+    assert "hush" not in "".join(told)
+
+
+def test_what_the_disk_cannot_hold_is_refused_before_it_begins(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "bytes_per_operation", lambda: 1e15)
+    with pytest.raises(UsageError, match=r"operations need about .* GB .* are free"):
+        soak(LOAD, 1.0, lab, tell=lambda _: None, progress=Quiet())
+    assert not legs_of(lab)
+
+
+@pytest.mark.parametrize("hours", [0.0, -1.0, 10_000.0, float("nan")])
+def test_hours_that_nobody_can_mean_are_refused(lab: Lab, hours: float) -> None:
+    with pytest.raises(UsageError, match="hours must be"):
+        soak(LOAD, hours, lab)
+
+
+def test_a_leg_is_as_long_as_its_schedule_fits_into_memory() -> None:
+    fast = Experiment(store="memory", pacer="constant:rate=2000")
+    assert longest_leg_s(LOAD) < 24 * 3600
+    assert longest_leg_s(fast) * 2000 == pytest.approx(longest_leg_s(LOAD) * 400)
+    assert longest_leg_s(Experiment(store="memory", pacer="saturate:concurrency=1")) == 24 * 3600
+
+
+def test_there_must_be_one_to_go_on_with(lab: Lab) -> None:
+    with pytest.raises(UnknownRun, match="no soak in .* to go on with"):
+        resumed(lab=lab)
