@@ -278,3 +278,7 @@ def test_what_follows_from_a_label_is_not_told_with_it() -> None:
     plan = [Experiment(store=store, label=store, connections=n) for n, store in enumerate(("memory", "null"), 1)]
     assert workbench._telling_apart(plan) == ["label"]
     assert workbench._telling_apart(plan[:1]) == []
+    specs = [("a", "write_events:batch=1"), ("b", "append:streams=2"), ("b", "append:streams=4")]
+    plan = [Experiment(store="memory", label=label, workload=workload) for label, workload in specs]
+    apart = workbench._telling_apart(plan)
+    assert [workbench._what(e, apart, plan, None) for e in plan] == ["a", "b, streams=2", "b, streams=4"]

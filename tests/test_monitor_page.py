@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from eventcore_lab.monitor.facts import EDGES_MS
-from eventcore_lab.monitor.page import page
+from eventcore_lab.monitor.page import SCRIPTS, page
 from tests.browser import CHROMIUM, needs_chromium
 from tests.replaying import (
     BEGAN,
@@ -81,7 +81,8 @@ def shown(tab: Tab, replay: Replay, said: dict[str, Any]) -> None:
     replay.hello = said
     tab.call("Page.navigate", url=replay.address)
     drawn = f"document.readyState == 'complete' && window.eventcoreLab && {STATE}.connection == 'live'"
-    until(lambda: tab.value(drawn), "the page")
+    until(lambda: tab.value(drawn) or tab.complaints(), "the page")
+    assert tab.complaints() == []
     settle(tab)
 
 
@@ -130,6 +131,7 @@ def test_the_page_is_one_file_and_its_policy_runs_just_that() -> None:
 
 
 def test_each_file_is_one_thing_and_opens_with_its_sentence() -> None:
+    assert {path.name for path in FOLDER.glob("*.js")} == set(SCRIPTS)
     for path in sorted(FOLDER.glob("*.js")):
         lines = path.read_text(encoding="utf-8").splitlines()
         assert len(lines) <= 400, path.name

@@ -8,7 +8,17 @@ import hashlib
 from functools import cache
 from importlib.resources import files
 
-SCRIPTS = (*("format.js", "history.js", "plot.js", "charts.js", "figure.js", "tables.js", "stream.js", "dashboard.js"),)
+SCRIPTS = (
+    "format.js",
+    "history.js",
+    "plot.js",
+    "charts.js",
+    "figure.js",
+    "tables.js",
+    "stream.js",
+    "heading.js",
+    "dashboard.js",
+)
 """In the order in which they build on each other."""
 STYLE = "dashboard.css"
 FRAMED_BY = "'self' http://127.0.0.1:* http://localhost:*"
