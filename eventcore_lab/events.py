@@ -242,4 +242,4 @@ class OutcomeUnknown(StoreError):
 
 
 class StoreUnreachable(StoreError):
-    """No connection to the store could be had; nothing was written."""
+    """No connection to the store could be had, or no answer to a read; nothing was written."""

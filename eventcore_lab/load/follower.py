@@ -1,8 +1,8 @@
 """The process that reads while the load writes: `python -m eventcore_lab.load.follower`, told what to do on standard input.
 
 It follows the store from its beginning and writes down what it was given, in the order it was given, with the time: the
-evidence for "does a reader beside writers get each event once and in order, and how late". One JSON line each way, as
-with a worker: the job, then `ready` / `settle` / `settled` / `go START_NS` / `finish` / `done`. `settle` has it come to the
+evidence for "does a reader beside writers get each event once and in order, and how late". A store that is away for a while
+is waited for (patience.py). One JSON line each way, as with a worker: the job, then `ready` / `settle` / `settled` / `go START_NS` / `finish` / `done`. `settle` has it come to the
 end of what is stored before the load begins, and may be left out. After `finish`, said when the load has ended, it goes on
 until nothing more comes; `stop` has it give that up. When the input closes, the parent is gone and the process ends.
 """
@@ -22,6 +22,7 @@ from eventcore_lab.clock import now_ns, sleep_s
 from eventcore_lab.events import Position, StoredEvent
 from eventcore_lab.load.evidence import ROWS_PER_PART, dated, early, write_rows
 from eventcore_lab.load.imports import Imports
+from eventcore_lab.load.patience import AWAY_MAX_S, PatientReader
 from eventcore_lab.load.worker import Lines, one_job
 from eventcore_lab.stores import Address, PoolSettings, Store
 from eventcore_lab.stores.reading import follow
@@ -44,6 +45,7 @@ class FollowerJob(Struct, frozen=True, kw_only=True):
     page: int = 1000
     settle_timeout_s: float = SETTLE_TIMEOUT_S
     finish_timeout_s: float = FINISH_TIMEOUT_S
+    away_max_s: float = AWAY_MAX_S
     rows_per_part: int = ROWS_PER_PART
     imports: Imports = Imports()
 
@@ -111,6 +113,7 @@ def _write(path: Path, rows: list[tuple[Any, ...]]) -> None:
 
 
 async def _work(job: FollowerJob, store: Store, lines: Lines) -> None:
+    store = PatientReader(store, job.away_max_s)
     lines.say("ready", pid=os.getpid())
     word, *rest = await lines.heard()
     delivered = Delivered(job)

@@ -5,7 +5,7 @@ One JSON line each way, as with a worker: the job, then `ready` (the read model 
 out. While the load runs it tells as gauges how far the read model is behind. After `finish`, said when the load has ended,
 it brings the read model to the store's end, and writes down what it holds and what a plain fold of the events holds: the
 evidence for "is the read model what the events say"; `stop` has it give that up, which is written down too. When the input
-closes, the parent is gone and the process ends.
+closes, the parent is gone and the process ends. A store that is away for a while is waited for (patience.py).
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -27,6 +26,7 @@ from eventcore_lab.clock import NS_PER_S, now_ns, sleep_s
 from eventcore_lab.events import Position, StoreError
 from eventcore_lab.load.evidence import Rows, write_rows
 from eventcore_lab.load.imports import Imports
+from eventcore_lab.load.patience import AWAY_MAX_S, PatientKeeper, PatientReader
 from eventcore_lab.load.worker import Lines, one_job
 from eventcore_lab.projections import Kept, read_models, users
 from eventcore_lab.projections.plain import digest, folded
@@ -43,7 +43,6 @@ COMPARE_TIMEOUT_S = 600.0
 SAMPLE_EVERY_S = 0.1
 DENSE_MAX = 2**32
 """No store here holds so many events: positions above are made of a time or a transaction, and differences count nothing."""
-_LEASE_EVERY_S = 0.020
 _PAGE = 5000
 
 
@@ -59,6 +58,7 @@ class ProjectorJob(Struct, frozen=True, kw_only=True):
     projector: int = 0
     settle_timeout_s: float = SETTLE_TIMEOUT_S
     finish_timeout_s: float = FINISH_TIMEOUT_S
+    away_max_s: float = AWAY_MAX_S
     imports: Imports = Imports()
 
     @property
@@ -90,41 +90,28 @@ class Gauges:
 
 async def _work(job: ProjectorJob, store: Store, lines: Lines) -> None:
     kept = _kept(job, store)
-    async with _leading(job, store) if kept.relation else nullcontext():  # memory is everybody's own
-        try:
-            await kept.make()
-            lines.say("ready", pid=os.getpid())
+    try:
+        await kept.make()
+        lines.say("ready", pid=os.getpid())
+        word, *rest = await lines.heard()
+        if word == "settle":
+            lines.say("settled", has_caught_up=await _settled(job, store, kept, lines))
             word, *rest = await lines.heard()
-            if word == "settle":
-                lines.say("settled", has_caught_up=await _settled(job, store, kept, lines))
-                word, *rest = await lines.heard()
-            if word == "go" and await _kept_until_finish(job, store, kept, lines, int(rest[0])):
-                rows = await _compared(job, store, kept, lines)
-                lines.say("done", has_caught_up=rows is not None, rows=rows or 0, failures=dict(kept.failures))
-        finally:
-            await kept.close()
+        if word == "go" and await _kept_until_finish(job, store, kept, lines, int(rest[0])):
+            rows = await _compared(job, PatientReader(store, job.away_max_s), kept, lines)
+            lines.say("done", has_caught_up=rows is not None, rows=rows or 0, failures=dict(kept.failures))
+    finally:
+        await kept.close()
 
 
 def _kept(job: ProjectorJob, store: Store) -> Kept:
+    """The read model, kept by nobody else, also when the store has been away meanwhile."""
     try:
-        return read_models.make(job.projection).kept_in(store)
+        kept = read_models.make(job.projection).kept_in(store)
     except UsageError as error:  # the parent hears of it as of any refusal
         raise StoreError(str(error)) from None
-
-
-@asynccontextmanager
-async def _leading(job: ProjectorJob, store: Store) -> AsyncIterator[None]:
-    """As the only one who keeps this read model. The lease of one that was killed is free once the server has noticed."""
-    name = f"projection {parse(job.projection, read_models.kind).name}"
-    deadline_ns = _from_now_ns(job.finish_timeout_s)
-    while (lease := await store.try_lead(name)) is None:
-        if now_ns() > deadline_ns:
-            raise StoreError(f"somebody else keeps the read model {job.projection}, for {job.finish_timeout_s:g} s now")
-        await sleep_s(_LEASE_EVERY_S)
-    try:
-        yield
-    finally:
-        await lease.release()
+    lease = f"projection {parse(job.projection, read_models.kind).name}" if kept.relation else ""  # memory is one's own
+    return PatientKeeper(kept, store, lease, job.away_max_s, job.finish_timeout_s)
 
 
 # before the load, and while it runs

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol
 from msgspec import Struct
 
 from eventcore_lab.events import OutcomeUnknown, Position
-from eventcore_lab.projections.projection import Pages
+from eventcore_lab.projections.projection import Page, Pages
 from eventcore_lab.projections.read_model import Kept, Overtaken, Step, read_models, tables_of
 from eventcore_lab.projections.users import Changes, Row, changes_of
 from eventcore_lab.stores.protocol import Store
@@ -95,6 +95,7 @@ class Worker:
         self._pages = Pages(store, page)
         self.position: Position = 0
         self.applied = 0
+        self._unanswered: tuple[Page, int] | None = None
 
     async def make(self) -> None:
         statements = [ONE_AT_A_TIME, (table_sql(self.relation), ()), (_KEEP_PAGE, ()), (_BEGIN, (CHECKPOINT,))]
@@ -107,8 +108,10 @@ class Worker:
         self.position = int(position)
 
     async def step(self) -> Step:
-        """One page of events, in one statement. Without an answer it asks where the table is, and goes on from there: the
-        page was kept as a whole or not at all."""
+        """One page of events, in one statement. Without an answer it asks where the table is, in this step or, while the store
+        is away, in one of the next, and goes on from there: the page was kept as a whole or not at all."""
+        if self._unanswered is not None:
+            return await self._asked(*self._unanswered)
         page = await self._pages.behind(self.position)
         if page.position == self.position:
             return Step()
@@ -116,15 +119,25 @@ class Worker:
         try:
             await self._keep(changes, page.position)
         except OutcomeUnknown:
-            before = self.position
-            await self.take_up()
-            if self.position == before:
-                return Step(is_behind=True)
-            if self.position != page.position:
-                raise Overtaken(self._overtaken(before)) from None
+            self._unanswered = page, changes.count
+            return await self._asked(page, changes.count)
+        return self._came_to(page, changes.count)
+
+    async def _asked(self, page: Page, count: int) -> Step:
+        """What became of a page, and of the `count` events of it, that were sent and not answered."""
+        before = self.position
+        await self.take_up()
+        self._unanswered = None
+        if self.position == before:
+            return Step(is_behind=True)
+        if self.position != page.position:
+            raise Overtaken(self._overtaken(before))
+        return self._came_to(page, count)
+
+    def _came_to(self, page: Page, count: int) -> Step:
         self.position = page.position
-        self.applied += changes.count
-        return Step(changes.count, is_behind=page.is_full)
+        self.applied += count
+        return Step(count, is_behind=page.is_full)
 
     async def _keep(self, changes: Changes, position: Position) -> None:
         registered, updated = changes.registered, changes.updated

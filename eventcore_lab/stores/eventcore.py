@@ -35,6 +35,7 @@ from eventcore_lab.events import (
     Snapshot,
     StoredEvent,
     StoreError,
+    StoreUnreachable,
     StreamId,
     StreamSlice,
     StreamWrite,
@@ -181,7 +182,7 @@ class EventCore:
             if (await connection.fetch(_TRY_LEAD, lease_key(name)))[0][0]:
                 return _Lease(connection)
         except (*_LOST, OSError) as error:
-            raise StoreError(f"no answer to a lease: {error or type(error).__name__}") from None
+            raise StoreUnreachable(f"no answer to a lease: {error or type(error).__name__}") from None
         connection.raw.terminate()
         return None
 

@@ -23,6 +23,7 @@ from eventcore_lab.events import (
     Snapshot,
     StoredEvent,
     StoreError,
+    StoreUnreachable,
     StreamId,
     StreamSlice,
     StreamWrite,
@@ -306,7 +307,8 @@ class Postgres:
                 return None
         except (asyncpg.PostgresError, *_LOST, OSError, TimeoutError) as error:
             connection.raw.terminate()
-            raise StoreError(f"the lease {name!r} could not be asked for: {error or 'no answer in time'}") from None
+            kind = StoreUnreachable if isinstance(error, (*_LOST, OSError, TimeoutError)) else StoreError
+            raise kind(f"the lease {name!r} could not be asked for: {error or 'no answer in time'}") from None
         except BaseException:
             connection.raw.terminate()
             raise
@@ -354,7 +356,7 @@ class Postgres:
             except (*_LOST, OSError) as error:
                 if connection.is_overdue or not tries_left:
                     why = "in time" if connection.is_overdue else f"({error or type(error).__name__})"
-                    raise StoreError(f"no answer to a read {why}") from None
+                    raise StoreUnreachable(f"no answer to a read {why}") from None
             except asyncpg.PostgresError as error:
                 raise StoreError(f"{type(error).__name__}: {error}") from None
             finally:

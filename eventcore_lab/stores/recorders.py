@@ -240,8 +240,10 @@ class Recorders:
     def _read(work: Callable[..., T], *arguments: Any, **options: Any) -> T:
         try:
             return work(*arguments, **options)
+        except (theirs.OperationalError, theirs.InterfaceError) as error:
+            raise StoreUnreachable(f"no answer to a read: {first_line(error)}") from None
         except theirs.PersistenceError as error:
-            raise StoreError(f"no answer to a read: {first_line(error)}") from None
+            raise StoreError(f"{type(error).__name__}: {first_line(error)}") from None
 
 
 def _recorded(writes: Sequence[StreamWrite], bases: dict[StreamId, int]) -> list[Any]:
