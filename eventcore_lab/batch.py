@@ -49,8 +49,13 @@ from eventcore_lab.stores import stores
 from eventcore_lab.workbench import differences, rerun, summary_line
 
 _FIELDS = Experiment.__struct_fields__
-Beside = Callable[[Lab], AbstractContextManager[object]]
-"""What goes on beside the runs of a Lab, as a live dashboard does."""
+Beside = Callable[[Lab, Sequence[str]], AbstractContextManager[object]]
+"""What goes on beside the runs of a Lab, as a live dashboard does, told the targets that they are held to."""
+
+
+def alone(*_: object) -> AbstractContextManager[object]:
+    """Nothing goes on beside the runs."""
+    return nullcontext()
 
 
 def run_notebooks(
@@ -61,7 +66,7 @@ def run_notebooks(
     lab_file: Path | None,
     workers: str = "",
     baseline: str = "",
-    beside: Beside = nullcontext,
+    beside: Beside = alone,
 ) -> ExitCode:
     """Check everything that can be checked, then execute notebooks of `folder` (or paths) into `out`, one after the other; says
     where the reports are. `workers` is a number or a cluster, `baseline` an earlier report or a run. Gives the worst exit code,
@@ -71,7 +76,7 @@ def run_notebooks(
     lab.check()
     compare = load_baseline(baseline, lab, out).against if baseline else None
     codes: list[ExitCode] = []
-    with beside(lab):
+    with beside(lab, _targets(jobs)):
         for notebook, parameters in jobs:
             codes.append(_told(_executed(notebook, parameters, out, lab, compare), lab.recover()))
             if codes[-1] is ExitCode.INTERRUPTED:
@@ -84,6 +89,12 @@ def _checked(name: str, folder: Path, given: Sequence[str], workers: str) -> tup
     parameters = parse_parameters(notebook, [*given, *_workers(notebook, workers, given)])
     _check({p.name: p.default for p in declared_parameters(notebook)} | parameters)
     return notebook, parameters
+
+
+def _targets(jobs: Sequence[tuple[Path, Mapping[str, object]]]) -> list[str]:
+    """What these notebooks hold their runs to, of those that have such a parameter."""
+    every = [{p.name: p.default for p in declared_parameters(notebook)} | dict(given) for notebook, given in jobs]
+    return [found for values in every if isinstance(found := values.get("targets"), str) and found]
 
 
 def _executed(
@@ -103,7 +114,7 @@ def suite_of(
     out: Path,
     lab_file: Path | None,
     is_all_again: bool = False,
-    beside: Beside = nullcontext,
+    beside: Beside = alone,
 ) -> ExitCode:
     """Run the suite of a TOML file, or of that name in `data/suites`: all of it checked first, what is done not done again."""
     suite = read_suite(_suite_file(name), folder)
@@ -120,7 +131,7 @@ def suite_of(
         _told(report, lab.recover())
         return {**report.record, "folder": report.folder.name}
 
-    with beside(lab):
+    with beside(lab, _targets([(job.notebook, job.given) for job in suite.jobs])):
         return run_suite(suite, out, run, is_all_again=is_all_again)
 
 
@@ -133,7 +144,7 @@ def soak_of(
     notebook: Path,
     out: Path,
     lab_file: Path | None,
-    beside: Beside = nullcontext,
+    beside: Beside = alone,
 ) -> ExitCode:
     """Run a soak of an experiment with `given` parameters, those of `notebook`, or go on with one that was cut (`resume`: its
     id, or `last`), and make its report with that notebook; the exit code is the report's."""
@@ -143,7 +154,7 @@ def soak_of(
     Targets.load(targets)
     lab = Lab(lab_file)
     lab.check()
-    with beside(lab):
+    with beside(lab, [targets]):
         found = resumed("" if resume == "last" else resume, lab) if resume else soak(experiment, hours, lab)
     print(found.told())
     return _told(_executed(notebook, {"soak": found.soak_id, "targets": targets}, out, lab), lab.recover())

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from eventcore_lab.schema import ExitCode, data_folder
 from eventcore_lab.spec import UsageError
+
+if TYPE_CHECKING:
+    from eventcore_lab.batch import Beside
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -43,6 +45,11 @@ Live = Annotated[bool, typer.Option("--live", help="Serve a live dashboard besid
 LivePort = Annotated[
     int, typer.Option(min=0, max=65535, help="The dashboard's port, or the next that is free (0: any).")
 ]
+Notify = Annotated[
+    list[str] | None,
+    typer.Option(metavar="env:NAME", help="Tell the Apprise URL in this variable of alerts; may be repeated."),
+]
+AlertsFile = Annotated[str, typer.Option(metavar="FILE", help="Alert rules, TOML.", show_default="from targets")]
 LabFile = Annotated[Path | None, typer.Option("--lab", help="The results file.", show_default="data/lab.duckdb")]
 
 
@@ -68,6 +75,8 @@ def run(
     ] = "",
     live: Live = False,
     live_port: LivePort = 8765,
+    notify: Notify = None,
+    alerts: AlertsFile = "",
     out: Out = None,
     lab: LabFile = None,
 ) -> None:
@@ -82,7 +91,7 @@ def run(
     from eventcore_lab.batch import run_notebooks
 
     folders = _project("notebooks"), out or _project("reports")
-    beside = _beside(live, live_port)
+    beside = _beside(live, live_port, notify, alerts)
     code = run_notebooks(notebooks, folders[0], parameters or [], folders[1], lab, workers, baseline, beside)
     raise typer.Exit(int(code))
 
@@ -95,6 +104,8 @@ def suite(
     again: Annotated[bool, typer.Option("--again", help="Run what is done already, too.")] = False,
     live: Live = False,
     live_port: LivePort = 8765,
+    notify: Notify = None,
+    alerts: AlertsFile = "",
     out: Out = None,
     lab: LabFile = None,
 ) -> None:
@@ -106,7 +117,7 @@ def suite(
     """
     from eventcore_lab.batch import suite_of
 
-    beside = _beside(live, live_port)
+    beside = _beside(live, live_port, notify, alerts)
     raise typer.Exit(int(suite_of(file, _project("notebooks"), out or _project("reports"), lab, again, beside)))
 
 
@@ -130,11 +141,8 @@ def monitor(
     allowed_host: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Answer to this host name, too; may be repeated.")
     ] = None,
-    alerts: Annotated[str, typer.Option(metavar="FILE", help="Alert rules, TOML.", show_default="from targets")] = "",
-    notify: Annotated[
-        list[str] | None,
-        typer.Option(metavar="env:NAME", help="Tell the Apprise URL in this variable of alerts; may be repeated."),
-    ] = None,
+    alerts: AlertsFile = "",
+    notify: Notify = None,
     no_alerts: Annotated[bool, typer.Option("--no-alerts", help="Judge, but alert nobody.")] = False,
     seconds: Annotated[float, typer.Option(min=0, help="End after so long (0: with Ctrl-C).")] = 0.0,
     lab: LabFile = None,
@@ -179,6 +187,8 @@ def soak(
     ] = "",
     live: Live = False,
     live_port: LivePort = 8765,
+    notify: Notify = None,
+    alerts: AlertsFile = "",
     out: Out = None,
     lab: LabFile = None,
 ) -> None:
@@ -191,7 +201,8 @@ def soak(
     from eventcore_lab.batch import soak_of
 
     places = _project("notebooks") / "15-does-it-stay-steady.ipynb", out or _project("reports"), lab
-    code = soak_of(hours, rate, parameters or [], resume, targets, *places, _beside(live, live_port))
+    beside = _beside(live, live_port, notify, alerts)
+    code = soak_of(hours, rate, parameters or [], resume, targets, *places, beside)
     raise typer.Exit(int(code))
 
 
@@ -294,13 +305,17 @@ def selftest(
     raise typer.Exit(int(tested(quick, seed)))
 
 
-def _beside(is_live: bool, port: int) -> Callable[[Any], AbstractContextManager[object]]:
-    """What goes on beside the runs of a Lab: a monitor, if one is asked for."""
+def _beside(is_live: bool, port: int, notify: list[str] | None, alerts: str) -> Beside:
+    """What goes on beside the runs of a Lab: a monitor, if one is asked for; nobody else judges or tells."""
+    from eventcore_lab.batch import alone
+
+    if not is_live and (notify or alerts):
+        raise UsageError(f"{'--notify' if notify else '--alerts'} is for a run that is watched; add --live")
     if not is_live:
-        return nullcontext
+        return alone
     from eventcore_lab.monitor.beside import live
 
-    return partial(live, port=port)
+    return partial(live, port=port, notify=notify or (), alerts=alerts)
 
 
 def _project(name: str) -> Path:

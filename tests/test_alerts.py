@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import json
 import math
 import os
-from collections import deque
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -20,11 +21,15 @@ from hypothesis import strategies as st
 from eventcore_lab.clock import NS_PER_S
 from eventcore_lab.lab import alerts as alert_lines
 from eventcore_lab.lab.database import Lab
+from eventcore_lab.lab.measures import UNITS
+from eventcore_lab.lab.stats import samples_needed
 from eventcore_lab.lab.targets import Targets, Threshold
+from eventcore_lab.monitor import judging, process
 from eventcore_lab.monitor.alerts import NOT_TOLD, Alerts, Rule, is_notice, rules_of, said_s
-from eventcore_lab.monitor.facts import Alert, Held, News, Second, Watched
+from eventcore_lab.monitor.facts import Alert, Held, News, Watched
 from eventcore_lab.monitor.history import History
 from eventcore_lab.monitor.state import State
+from eventcore_lab.monitor.window import Basis
 from eventcore_lab.schema import ALERTS_FILE, Outcome, Phase, data_folder, packed
 from eventcore_lab.spec import UsageError
 
@@ -35,24 +40,24 @@ LATENCY = Threshold.parse("p95 < 50ms")
 class Scene:
     """What `Alerts` asks of a State, set by hand."""
 
-    window_s = 30.0
-
-    def __init__(
-        self, run_id: str = "r1", status: str = "loading", closed: bool = False, warmup_s: float = 0.0
-    ) -> None:
-        self.watched: Watched | None = Watched(
-            run_id=run_id, status=status, began=T - 1e6, is_closed_loop=closed, warmup_s=warmup_s
-        )
-        self.held: list[Held] = []
-        self.figures: dict[str, float] = {}
-        self.history: deque[Second] = deque()
-        self.ended, self.failed = 100, 0  # in each second of the window
+    def __init__(self, run_id: str = "r1", status: str = "loading", closed: bool = False) -> None:
+        self.watched: Watched | None = Watched(run_id=run_id, status=status, began=T - 1e6, is_closed_loop=closed)
+        self.figures = dict.fromkeys(UNITS, math.nan)
+        self.basis = Basis(samples=300, length_s=3.0, is_all_answered=True)
         self.is_loaded = status == "loading"
-        self.waiting, self.oldest_s = 0, 0.0
+        self.error, self.catching_up = "", False
 
     def at(self, **figures: float) -> Scene:
-        self.figures = {name.replace("__", "/"): value for name, value in figures.items()}
+        self.figures |= figures
         return self
+
+    def but(self, **facts: Any) -> Scene:
+        """On another basis."""
+        self.basis = msgspec.structs.replace(self.basis, **facts)
+        return self
+
+    def hold(self, targets: Targets) -> list[Held]:
+        return judging.held(targets, self.figures, self.basis, self.watched)
 
     def over(self) -> Scene:
         self.is_loaded = False
@@ -60,7 +65,6 @@ class Scene:
 
 
 def looked(alerts: Alerts, scene: Scene, now: float) -> list[Alert]:
-    scene.history = deque([Second(t=int(now) - k, ended=scene.ended, failed=scene.failed) for k in (3, 2, 1)])
     return alerts.look(now, scene)  # type: ignore[arg-type]
 
 
@@ -221,27 +225,43 @@ def test_low_throughput_is_no_alert_while_idle_or_when_everything_offered_was_an
 
 
 def test_low_throughput_is_an_alert_when_operations_wait_fail_or_a_closed_loop_gets_no_further() -> None:
-    stalled = Scene().at(commands_per_second=20.0)
-    stalled.waiting, stalled.oldest_s = 500, 12.0
-    failing = Scene().at(commands_per_second=20.0)
-    failing.failed = 80
-    for scene in (stalled, failing, Scene(closed=True).at(commands_per_second=20.0)):
+    unanswered = Scene().at(commands_per_second=20.0).but(is_all_answered=False)
+    for scene in (unanswered, Scene(closed=True).at(commands_per_second=20.0)):
         assert low_throughput(scene) == ["pending", "firing"]
 
 
 def test_warming_up_and_too_few_samples_are_no_alert() -> None:
-    scene = Scene(warmup_s=2e6).at(p95=math.nan)
-    assert not looked(Alerts([rule(0)]), scene, T)
-    scene = Scene().at(p95=90)
-    scene.ended = 1
-    assert not looked(Alerts([rule(0)]), scene, T)
+    for scene in (Scene().but(is_warming_up=True), Scene().at(p95=90).but(samples=samples_needed(0.95) - 1)):
+        assert not looked(Alerts([rule(0)]), scene, T)
+    assert looked(Alerts([rule(0)]), Scene().at(p95=90).but(samples=samples_needed(0.95)), T)
 
 
-def test_a_target_is_taken_as_the_state_holds_it() -> None:
-    scene = Scene().at(p95=90)
-    held = Held(name="p95", limit="< 50 ms", value=90.0, unit="ms", status="inconclusive", reason="says the state")
-    scene.held = [held]
-    assert not looked(Alerts([rule(0)]), scene, T)
+def test_what_cannot_be_read_or_is_of_long_ago_is_not_judged() -> None:
+    unreadable, late = Scene(closed=True).at(p95=90), Scene(closed=True).at(p95=90)
+    unreadable.error, late.catching_up = "the spool cannot be read", True
+    for scene in (unreadable, late):
+        alerts = Alerts([rule(2)])
+        assert not [a for k in range(9) for a in looked(alerts, scene, T + k)]
+        looked(alerts, Scene(closed=True).at(p95=90), T + 9)
+        assert not looked(alerts, scene, T + 12), "adds to no time"
+        assert alerts.states() == {"slow": "pending"}
+
+
+def test_in_a_closed_loop_it_is_called_service_time() -> None:
+    [alert] = looked(Alerts([rule(0)]), Scene(closed=True).at(p95=90), T)
+    assert alert.text == "p95 is 90 ms, service time (closed loop); it should be below 50 ms, for 0 s now"
+
+
+def test_a_monitor_that_cannot_read_while_a_closed_loop_goes_on_says_nothing_of_its_rate() -> None:
+    state, alerts = State(window_s=5), Alerts(THROUGHPUT)
+    watched = Watched(run_id="r1", status="loading", began=T, duration_s=600.0, is_closed_loop=True)
+    due = np.arange(1000) * NS_PER_S // 200
+    columns = [due * 0, due, due, due, due, due + 1, due * 0, due * 0 + packed(Outcome.OK, Phase.STEADY, 1, 1)]
+    state.add(News(t=T + 5, watched=watched, rows=np.column_stack(columns)))
+    assert not alerts.look(T + 5, state)
+    for k in range(6, 60):
+        state.add(News(t=T + k, watched=watched, error="the spool cannot be read"))
+        assert not alerts.look(T + k, state)
 
 
 def test_nothing_watched_yet_is_nothing_to_say() -> None:
@@ -553,6 +573,40 @@ def test_a_writer_whose_file_is_set_aside_before_it_has_the_lock_writes_into_the
         assert History(lab).add([alert(1)])
     assert aside.read_bytes().count(b"\n") == 1
     assert lab.take_alerts() == 2
+
+
+def test_what_became_of_telling_it_may_be_taken_in_before_the_change(lab: Lab) -> None:
+    history, fired = History(lab), alert(0)
+    history.delivered(fired, "env:A", "delivered")  # quicker than whoever writes the change down
+    assert history.take_in() == 1
+    history.add([fired])
+    assert history.take_in() == 0
+    assert lab.alerts()[["text", "delivered"]].rows() == [("text 0", "env:A: delivered")]
+
+
+async def test_the_lab_takes_in_a_lone_result_too_and_rests_in_between(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, waited, taken = process._Kept(lab, is_beside=False), list[float](), list[Any]()
+    take_in = Lab.take_alerts
+    monkeypatch.setattr(Lab, "take_alerts", lambda self: taken.append(take_in(self)) or taken[-1])
+
+    async def passes(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 2:
+            kept.history.delivered(alert(0), "env:A", "delivered")
+        if len(waited) == 5:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(process, "sleep_s", passes)
+    kept.add([alert(0)])
+    with pytest.raises(asyncio.CancelledError):
+        await kept.taking_in()
+    assert taken == [1, 0] and waited == [process.TAKE_EVERY_S] * 5, "nothing new, nothing opened"
+    assert lab.alerts()["delivered"].to_list() == ["env:A: delivered"]
+    kept.close()
+    await process._Kept(lab, is_beside=True).taking_in()
+    assert len(waited) == 5
 
 
 def test_the_monitor_takes_in_only_if_the_lab_is_free(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,13 @@ import asyncio
 import json
 import os
 import random
+import re
 import sys
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -39,8 +41,11 @@ from eventcore_lab.experiment import Experiment
 from eventcore_lab.experiment.measuring import _Run
 from eventcore_lab.lab.database import Lab
 from eventcore_lab.lab.measures import Run
+from eventcore_lab.load.follower import FollowerJob
 from eventcore_lab.load.journal import settled
+from eventcore_lab.load.projector import ProjectorJob
 from eventcore_lab.load.recorder import Watcher
+from eventcore_lab.load.workers import Followers
 from eventcore_lab.progress import Quiet
 from eventcore_lab.schema import Outcome
 from eventcore_lab.stores import PoolSettings, Store, follow, stores, stream_all
@@ -255,6 +260,16 @@ async def test_a_server_that_was_killed_comes_back_with_its_data_and_the_same_ad
     await connection.close()
 
 
+async def test_the_processes_of_a_server_are_found_again_after_a_restart(server: EmbeddedServer) -> None:
+    async with stores.make("env:CRASH_DSN").provision() as place:
+        before = place.server_pids()
+        await asyncio.to_thread(server.kill)
+        assert place.server_pids() == []
+        await asyncio.to_thread(server.restart)
+        after = place.server_pids()
+    assert len(before) > 3 and len(after) > 3 and not set(before) & set(after)
+
+
 async def test_a_reader_that_waits_at_a_hole_when_the_server_dies_goes_on(server: EmbeddedServer, dsn: str) -> None:
     """Transaction ids that wrote nothing are handed out again after a crash; its fence must not wait for them."""
     driver = stores.make("env:CRASH_DSN")
@@ -307,7 +322,9 @@ async def killed_and_restarted(run: _Run, server: EmbeddedServer) -> None:
 
 
 @pytest.mark.parametrize(
-    "beside", [{}, {"followers": 2, "projection": "worker"}, {"projection": "matview:every_s=0.05"}], ids=str
+    "beside",
+    [{"workload": "write_events"}, {"followers": 2, "projection": "worker"}, {"projection": "matview:every_s=0.05"}],
+    ids=str,
 )
 async def test_a_load_goes_on_when_the_server_is_killed_and_started_again(
     beside: dict[str, Any], server: EmbeddedServer, lab: Lab
@@ -320,10 +337,27 @@ async def test_a_load_goes_on_when_the_server_is_killed_and_started_again(
     found = Run(lab, await asyncio.to_thread(lab.ingest, run.folder)).invariants
     status = dict(found.select("name", "status").iter_rows())
     assert set(status.values()) <= {"passed", "not tested"}, found.filter(found["status"] == "violated").rows()
-    names = ["acknowledged appends are there", "refused appends left nothing", "every operation has one outcome"]
-    names += ["a reader beside writers sees each event once and in order"] * ("followers" in beside)
-    names += ["the read model is what the events say"] * ("projection" in beside)
+    names = ["acknowledged appends are there", "every operation has one outcome", "holes are accounted for"]
+    names += ["refused appends left nothing"] * ("workload" in beside)
+    names += ["followers miss nothing", "followers are given nothing twice"] * ("followers" in beside)
+    names += ["projections equal the fold of the events"] * ("projection" in beside)
     assert all(status[name] == "passed" for name in names), status
+
+
+async def test_a_reader_gives_a_server_up_that_stays_away(server: EmbeddedServer, tmp_path: Path) -> None:
+    driver, lock = stores.make("env:CRASH_DSN"), os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR)
+    async with asyncio.timeout(TIMEOUT_S), driver.provision() as place:
+        same: Any = {"spool": str(tmp_path), "store": "env:CRASH_DSN", "address": place.address, "away_max_s": 0.1}
+        pool = PoolSettings.sized(2)
+        jobs = [FollowerJob(reader=0, pool=pool, **same), ProjectorJob(projection="worker", pool=pool, **same)]
+        for job in jobs:
+            with pytest.raises(StoreUnreachable, match=f"^{re.escape(job.complains_as)}: the store has been away for"):
+                async with Followers[Any].spawned([job], lock) as followers:
+                    await followers.go(0)
+                    await asyncio.to_thread(server.kill)
+                    await followers.beside(sleep_s(TIMEOUT_S))
+            await asyncio.to_thread(server.restart)
+    os.close(lock)
 
 
 async def test_a_server_that_is_just_starting_when_the_load_ends_is_waited_for(server: EmbeddedServer) -> None:

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -18,6 +19,9 @@ import pytest
 
 from eventcore_lab import batch, cli, machine, selftest
 from eventcore_lab.lab.database import Lab
+from eventcore_lab.lab.targets import Targets
+from eventcore_lab.monitor import beside, process
+from eventcore_lab.monitor.rules import rules_of
 from eventcore_lab.reports import declared_parameters, is_stripped
 from eventcore_lab.schema import DATA_VARIABLE, LAB_VARIABLE, ExitCode
 from eventcore_lab.spec import UsageError
@@ -106,6 +110,14 @@ def test_the_projection_of_the_readme_tells_its_lag_and_is_what_the_events_say(
     *_, lag, invariant = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"[\d.]+ ms behind in the median, [\d.]+ ms at worst", lag)
     assert invariant == "passed"
+
+
+def test_the_alert_rules_of_the_readme_are_some(tmp_path: Path) -> None:
+    file = tmp_path / "rules.toml"
+    file.write_text(re.findall(r"```toml\n(all = .*?)```", README, re.DOTALL)[0])
+    rules = {rule.name: rule for rule in rules_of(Targets.production(), str(file))}
+    assert rules["far too slow"].cooldown_s == 300
+    assert {rule.for_s for rule in rules.values()} == {5, 20}
 
 
 def test_the_traffic_of_the_readme_comes_out_as_it_says(capsys: pytest.CaptureFixture[str]) -> None:
@@ -221,10 +233,13 @@ def without_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[S
         DATA_VARIABLE: str(ROOT / "data"),
         LAB_VARIABLE: str(tmp_path / "lab.duckdb"),
         "LAB_DSN": "postgresql://me:secret@db.example/bench",
+        "MONITOR_TOKEN": "0123456789abcdef",
+        "SLACK_WEBHOOK_URL": "https://hooks.slack.com/services/T0000/B0000/abcdefgh",
     }.items():
         monkeypatch.setenv(name, value)
     times = [datetime(2026, 1, 1, 0, 0, s, tzinfo=UTC) for s in range(3)]
     pl.DataFrame({"time": times, "stream": ["a", "b", "a"]}).write_parquet("log.parquet")
+    (tmp_path / "data").symlink_to(ROOT / "data")
     journal = ModuleType("journal")
     exec(snippets(CONTRIBUTING)["A store of your own"][0], journal.__dict__)
     monkeypatch.setitem(stores._makers, "journal", journal.journal)
@@ -233,7 +248,9 @@ def without_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[S
     monkeypatch.setattr(batch, "load_baseline", lambda name, *_: SimpleNamespace(against=STANDS_FOR["RUN"] == name))
     monkeypatch.setattr(batch, "size_of", lambda _: 2)
     monkeypatch.setattr(claims, "conformance", tries)
-    for module, name in ((batch, "_executed"), (selftest, "selftest"), (machine, "examine")):
+    monkeypatch.setattr(beside, "live", lambda *_, **__: nullcontext())
+    of_batch = [(batch, name) for name in ("_executed", "soak", "resumed")]
+    for module, name in (*of_batch, (selftest, "selftest"), (machine, "examine"), (process.Monitor, "run")):
         monkeypatch.setattr(module, name, begins)
     for name in ("rerun", "Run"):
         monkeypatch.setattr(batch, name, begins_with_a_run)

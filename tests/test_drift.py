@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -12,11 +14,11 @@ import pytest
 
 from eventcore_lab.clock import NS_PER_S
 from eventcore_lab.lab.database import Lab, UnknownRun
-from eventcore_lab.lab.drift import BLOCKS, Soak, label_of
+from eventcore_lab.lab.drift import BLOCKS, Soak, _carried_on, _slope, label_of
 from eventcore_lab.lab.measures import MIB
 from eventcore_lab.lab.stats import percentile
 from eventcore_lab.lab.steadiness import over_hours
-from eventcore_lab.lab.targets import Targets
+from eventcore_lab.lab.targets import Targets, Threshold
 from eventcore_lab.schema import Outcome, packed
 
 HOUR_NS = 3600 * NS_PER_S
@@ -37,9 +39,11 @@ def leg(
     seed: int = 1,
     operations: int = 24_000,
     status: str = "complete",
+    server: tuple[tuple[float, float], ...] = (),
 ) -> str:
     """A run of `hours` whose latency, 4 ms with an exponential tail, and loader's memory grow so much per hour; between the
-    hours of `outage` nothing was answered."""
+    hours of `outage` nothing was answered. `server`: points (hour, MiB) between which its server's memory grows steadily; at
+    one of 0 MiB it is gone."""
     rng = np.random.default_rng(seed)
     folder = lab.spool / f"run-{number}-{soak_id}"
     folder.mkdir(parents=True)
@@ -77,8 +81,21 @@ def leg(
             strict=True,
         )
     ]
+    lines += server_lines(server, total_ns, rng)
     (folder / "gauges.ndjson").write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
     return lab.ingest(folder)
+
+
+def server_lines(points: Sequence[tuple[float, float]], total_ns: int, rng: np.random.Generator) -> list[Any]:
+    """Gauges of a server's memory; of one that is gone only that it has no processes."""
+    lines: list[Any] = []
+    for t in np.linspace(0, total_ns - 1, 600) if points else ():
+        mib = float(np.interp(t / HOUR_NS, *zip(*points, strict=True)))
+        lines.append({"t_ns": int(t), "source": "server", "name": "processes", "value": float(mib > 0)})
+        if mib > 0:
+            value = (mib + rng.normal(0, 1.5)) * MIB
+            lines.append({"t_ns": int(t), "source": "server", "name": "pss_bytes", "value": value})
+    return lines
 
 
 def judged(soak: Soak, name: str) -> str:
@@ -91,7 +108,7 @@ def test_a_leak_is_found_with_its_size(lab: Lab, per_hour: float) -> None:
     leg(lab, 8, mib_per_hour=per_hour)
     slope = Soak(lab, "s1").slopes["memory of the loader"]
     assert slope.per_hour.low <= per_hour <= slope.per_hour.high
-    assert slope.is_shown
+    assert slope.grows
 
 
 def test_a_leak_that_will_reach_the_limit_fails_and_one_that_will_not_does_not(lab: Lab) -> None:
@@ -114,6 +131,62 @@ def test_latency_that_grows_is_carried_on_to_its_limit(lab: Lab) -> None:
 def test_what_stays_as_it_is_is_not_accused(lab: Lab, seed: int) -> None:
     leg(lab, 8, seed=seed)
     assert {judged(Soak(lab, "s1"), name) for name in ("p95", "memory of the loader")} == {"pass"}
+
+
+FILLING = tuple((t, 200 + 400 * (1 - math.exp(-t / 1.0))) for t in np.linspace(0, 8, 81).tolist())
+
+
+def test_memory_that_fills_up_and_stays_is_no_leak(lab: Lab) -> None:
+    leg(lab, 8, server=FILLING)
+    soak = Soak(lab, "s1")
+    assert not soak.slopes["memory of the server"].grows
+    assert judged(soak, "memory of the server") != "fail"
+    assert "memory of the server" not in soak.verdict(Targets.of("memory < 700MiB")).answer
+
+
+def test_a_leak_in_the_server_is_one_also_where_it_slows_or_quickens(lab: Lab) -> None:
+    leg(lab, 8, soak_id="slows", server=((0, 200), (4, 500), (8, 700)))
+    leg(lab, 8, soak_id="quickens", server=((0, 200), (4, 250), (8, 700)))
+    for name in ("slows", "quickens"):
+        assert Soak(lab, name).slopes["memory of the server"].grows
+        assert judged(Soak(lab, name), "memory of the server") == "fail"
+
+
+def test_a_server_that_begins_anew_with_a_leg_or_a_restart_has_no_slope_across(lab: Lab) -> None:
+    leg(lab, 4, number=1, status="interrupted", server=((0, 900), (4, 900)))
+    leg(lab, 8, number=2, begins_h=5.0, seed=2, server=((0, 100), (1, 500), (1.1, 0), (1.2, 0), (1.3, 300), (8, 300)))
+    slope = Soak(lab, "s1").slopes["memory of the server"]
+    assert (slope.leg, slope.life) == (2, 1)
+    assert slope.level == pytest.approx(300, rel=0.01)
+    assert not slope.grows and slope.span_h < 6.9
+
+
+@pytest.mark.parametrize("alike", [0.0, 0.5, 0.9])
+def test_blocks_that_are_like_their_neighbours_are_not_taken_for_growth(alike: float) -> None:
+    """The share of flat soaks whose interval leaves zero out, and of those that are told to grow or to fail."""
+    rng, t_h = np.random.default_rng(11), np.linspace(0, 8, BLOCKS)
+    slopes = [_slope("p95", "ms", t_h, 10 + autoregressive(rng, alike)) for _ in range(200)]
+    limit = Threshold("p95", 14.0, is_max=True)
+    missed = sum(s.per_hour.low > 0 or s.per_hour.high < 0 for s in slopes) / len(slopes)
+    assert missed <= {0.0: 0.08, 0.5: 0.09, 0.9: 0.2}[alike]  # as independent values: 0.05, 0.25, 0.64
+    assert sum(s.grows for s in slopes) / len(slopes) <= 0.05
+    assert sum(_carried_on(s, limit, "").status == "fail" for s in slopes) / len(slopes) <= 0.05
+
+
+@pytest.mark.parametrize(("alike", "rise", "least"), [(0.0, 5.0, 0.85), (0.5, 10.0, 0.85), (0.9, 40.0, 0.8)])
+def test_growth_that_stands_out_is_found(alike: float, rise: float, least: float) -> None:
+    """`rise` over the soak in standard deviations of a block."""
+    rng, t_h = np.random.default_rng(12), np.linspace(0, 8, BLOCKS)
+    slopes = [_slope("p95", "ms", t_h, 10 + rise * t_h / 8 + autoregressive(rng, alike)) for _ in range(100)]
+    assert sum(s.grows for s in slopes) / len(slopes) >= least
+
+
+def autoregressive(rng: np.random.Generator, alike: float) -> np.ndarray:
+    """A value per block, of variance 1, with that correlation of neighbours."""
+    values = rng.normal(size=BLOCKS)
+    for n in range(1, BLOCKS):
+        values[n] = alike * values[n - 1] + math.sqrt(1 - alike**2) * values[n]
+    return values
 
 
 def test_an_outage_does_not_bend_the_slope_and_is_counted(lab: Lab) -> None:

@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import msgspec
@@ -20,6 +21,7 @@ from eventcore_lab.clock import NS_PER_S, sleep_s
 from eventcore_lab.lab.database import Lab
 from eventcore_lab.lab.measures import UNITS, Run
 from eventcore_lab.load.recorder import Recorder, Watcher
+from eventcore_lab.load.rotation import Rotation, _punched
 from eventcore_lab.monitor import follow, tails
 from eventcore_lab.monitor import state as state_room
 from eventcore_lab.monitor.facts import News
@@ -365,8 +367,42 @@ async def test_a_spool_that_cannot_be_read_is_an_error_and_not_raised(followed: 
 async def test_a_row_that_says_nonsense_is_borne(followed: Followed, run: Recorded, facts: dict[str, Any]) -> None:
     run.keep(**facts)
     assert not (await followed.look()).error
-    (run.folder / "run.json").write_bytes(b"{")
-    assert not (await followed.look()).error
+    for nonsense in (b"{", b"[]", b'{"label": "\xff"}'):
+        (run.folder / "run.json").write_bytes(nonsense)
+        assert not (await followed.look()).error
+
+
+async def test_a_row_written_twice_within_one_tick_of_the_file_systems_clock_is_read_twice(
+    followed: Followed, run: Recorded
+) -> None:
+    await followed.look()
+    file = run.folder / "run.json"
+    before = file.stat().st_mtime_ns
+    file.write_bytes(msgspec.json.encode(run.row | {"label": "later"}))
+    os.utime(file, ns=(before, before))
+    news = await followed.look()
+    assert news.watched is not None and news.watched.title == "later"
+
+
+async def test_a_folder_that_is_no_runs_hides_no_other(
+    followed: Followed, lab: Lab, run: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (lab.spool / "20260109-000000-cccccc" / "run.json").mkdir(parents=True)
+    (lab.spool / "20260109-000000-dddddd").mkdir()
+    locked = Recorded(lab.spool, "20260109-000000-eeeeee")
+    is_file = Path.is_file
+
+    def refused(path: Path) -> bool:
+        if path.parent == locked.folder:
+            raise PermissionError(13, "Permission denied")
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    run.starts()
+    run.ends(4)
+    news = await followed.look()
+    assert not news.error and len(news.rows) == 4
+    locked.over()
 
 
 async def test_if_the_wall_clock_is_set_the_run_moves_with_it(followed: Followed, hands: Hands, run: Recorded) -> None:
@@ -452,6 +488,128 @@ async def test_joining_late_beside_a_rotation_is_said(followed: Followed, run: R
     news = await followed.look()
     assert len(news.rows) == 72 and names(news) == ["joined late"] and "128 operations" in news.marks[0].detail
     assert not names(await followed.look())
+
+
+def test_ten_thousand_under_way_are_looked_at_with_a_few_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, reads = Watcher._read, []
+
+    def counted(self: Watcher, file: int, row: int, count: int) -> NDArray[np.int64]:
+        reads.append(count)
+        return read(self, file, row, count)
+
+    watcher = Watcher(tmp_path / "s.i64")
+    with Recorder(tmp_path / "s.i64", 10_000) as recorder:
+        offsets = [recorder.begin(n, n, n, n, Phase.STEADY) for n in range(10_000)]
+        assert not len(watcher.new_rows()) and len(watcher.waiting) == 10_000
+        for n in range(0, 10_000, 3):
+            recorder.end(offsets[n], n, n, n, n, n, n, 0, WORD)
+        monkeypatch.setattr(Watcher, "_read", counted)
+        assert watcher.new_rows()[:, 0].tolist() == list(range(0, 10_000, 3))
+        assert watcher.waiting.tolist() == [n for n in range(10_000) if n % 3] and len(reads) < 10
+
+
+# --- beside a real rotation -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def holes(tmp_path: Path) -> None:
+    with (tmp_path / "holed").open("w+b", buffering=0) as file:
+        file.write(bytes(8192))
+        if not _punched(file, 0, 4096):
+            pytest.skip("this file system gives nothing back in the middle of a file")
+
+
+async def test_of_a_run_that_is_rotated_every_row_is_counted_once(
+    followed: Followed, hands: Hands, lab: Lab, run: Recorded
+) -> None:
+    state, rotation, chance, ended_ms = State(window_s=5), Rotation(run.folder, rows_per_part=256), Random(5), 0
+    run.starts(workers=2)
+    for k in range(40):
+        count = chance.randrange(400)
+        for worker in (0, 1):
+            run.ends(count, at_ms=ended_ms, worker=worker)
+        slow = run.recorders[0].begin(k, ended_ms * MS, 0, 0, Phase.STEADY)
+        ended_ms += 1000
+        hands.move(1)
+        state.add(await followed.look())
+        rotation.turn()
+        run.recorders[0].end(slow, k, ended_ms * MS, 0, 0, 0, ended_ms * MS, 0, WORD)
+    run.over("complete")
+    rotation.turn()
+    parts = [*run.folder.glob("*.parquet")]
+    lab.ingest(run.folder)
+    state.add(await followed.look())
+    assert len(parts) > 20 and state.watched is not None and state.watched.status == "complete"
+    wanted = lab.samples(run.folder.name)
+    assert state.totals.outcomes["ok"] == len(wanted) > 10_000
+    assert state.totals.events == wanted["events"].sum() and state.late == 0 and not state.is_cut
+    assert "joined late" not in [mark.name for mark in state.marks]
+
+
+@pytest.mark.usefixtures("holes")
+async def test_who_was_away_for_several_turns_says_what_is_missing_and_counts_the_rest_once(
+    followed: Followed, hands: Hands, run: Recorded
+) -> None:
+    state, rotation = State(window_s=30), Rotation(run.folder, rows_per_part=256)
+    run.keep(duration_s=100.0)
+    run.starts()
+    run.ends(640)
+    hands.move(1)
+    state.add(await followed.look())
+    for k in range(1, 20):  # so many seconds nobody looked
+        run.ends(640, at_ms=1000 * k)
+        rotation.turn()
+    hands.move(20)
+    state.add(await followed.look())
+    [missing] = [int(m.detail.split()[0].replace(",", "")) for m in state.marks if m.name == "joined late"]
+    assert 10_000 < missing < 640 * 18 and state.totals.outcomes["ok"] == 640 * 20 - missing
+    assert state.is_cut and state.figures["commands_per_second"] == pytest.approx(640, rel=0.7), "not over 30 s"
+    for _ in range(31):
+        hands.move(1)
+        state.add(await followed.look())
+    assert not state.is_cut and state.figures["commands_per_second"] == 0.0
+
+
+@pytest.mark.usefixtures("holes")
+async def test_behind_what_was_given_back_it_goes_on_although_the_folder_is_gone(
+    followed: Followed, lab: Lab, run: Recorded
+) -> None:
+    run.starts()
+    followed._notice()  # it has opened the files and read nothing
+    rotation = Rotation(run.folder, rows_per_part=256)
+    for n in range(8):
+        run.ends(300, at_ms=300 * n)
+        rotation.turn()
+    run.over("complete")
+    lab.ingest(run.folder)
+    news = await followed.look()
+    assert names(news) == ["joined late"] and 300 < len(news.rows) < 1000
+    assert news.rows[-1, 5] == 2400 * MS and f"{2400 - len(news.rows):,} operations" in news.marks[0].detail
+
+
+async def test_a_run_that_is_come_back_to_has_a_window_that_begins_then(
+    followed: Followed, hands: Hands, lab: Lab, run: Recorded
+) -> None:
+    state = State(window_s=60)
+    run.starts()
+    for k in range(3):
+        run.ends(500, at_ms=1000 * k)
+        hands.move(1)
+        state.add(await followed.look())
+    newer = Recorded(lab.spool, "20260102-000000-bbbbbb")
+    newer.starts()
+    run.ends(500, at_ms=3000)
+    hands.move(1)
+    state.add(await followed.look())
+    newer.over("complete")
+    state.add(await followed.look())
+    run.ends(500, at_ms=4000)
+    hands.move(1)
+    state.add(await followed.look())
+    assert state.watched is not None and state.watched.run_id == run.folder.name and state.totals.outcomes["ok"] == 2500
+    assert state.is_cut and state.figures["commands_per_second"] == pytest.approx(500, rel=0.25), "not 1,000 in 5 s"
 
 
 # --- real runs ------------------------------------------------------------------------------------------------------

@@ -215,6 +215,25 @@ def test_targets_are_held_or_not_or_cannot_be_said() -> None:
     assert (said["p50"], said["p99"]) == (1, 0) and math.isnan(said["memory"])
 
 
+def test_of_a_store_that_is_only_observed_nothing_is_said_of_commands() -> None:
+    state = State(Targets.production())
+    gauges = (Gauge(T0, "store", "events_total", 100.0), Gauge(T0, "store", "streams", 7.0))
+    for k in range(4):
+        stored = (gauges[0], Gauge(T0 + k, "store", "events_total", 100.0 + 10 * k), gauges[1])
+        state.add(News(t=T0 + k, watched=Watched(store="env:LAB_DSN", status="observed"), gauges=stored[1:]))
+    found = families(state, T0 + 4)
+    assert value(found, "eventcore_events_total") == 30 and value(found, "eventcore_active_streams") == 7
+    assert not [name for name in found if re.search("command|latency|quantile|in_flight|runs", name)]
+
+
+def test_a_window_that_stands_still_is_not_told_as_if_it_were_now(busy: State) -> None:
+    found = families(busy, T0 + 60)
+    assert not [name for name in found if re.search("per_second|(conflicts|failures)_ratio|in_flight|oldest", name)]
+    assert [s.name for s in found["eventcore_lab_latency_quantile_seconds"].samples if "quantile" in s.labels] == []
+    assert all(math.isnan(s.value) for s in found["eventcore_lab_target_held"].samples)
+    assert value(found, "eventcore_commands_total", outcome="ok") == 3000
+
+
 def test_names_from_outside_are_cut_escaped_and_bounded(busy: State) -> None:
     labels = [s.labels for s in families(busy)["eventcore_lab_reading"].samples]
     assert max(len(v) for each in labels for v in each.values()) == 100
@@ -285,7 +304,7 @@ def test_promtool_takes_the_scrape_examples(file: Path, tmp_path: Path) -> None:
     assert found.returncode == 0, found.stdout + found.stderr
 
 
-UNITS = {"ops", "s", "bytes", "percentunit", "short", "none", "bool_yes_no"}
+UNITS = {"ops", "eps", "s", "bytes", "percentunit", "short", "none", "bool_yes_no"}
 """Of Grafana's, those that are used here."""
 ADDED_BY_PROMETHEUS = {"job", "instance"}
 VARIABLES = ("$job", "$source", "$__rate_interval")
@@ -352,6 +371,7 @@ def test_the_grafana_dashboard_is_well_formed() -> None:
     panels = content["panels"]
     assert len({p["id"] for p in panels}) == len(panels)
     assert {p["fieldConfig"]["defaults"]["unit"] for p in panels if p["type"] != "row"} <= UNITS
+    assert [p["title"] for p in panels if p["type"] != "row" and len(p["description"]) < 20] == []
     assert [v["name"] for v in content["templating"]["list"]] == ["datasource", "job", "source"]
     assert all(t["datasource"]["uid"] == "${datasource}" for p in panels for t in p.get("targets", ()))
     taken = [

@@ -13,18 +13,21 @@ import signal
 import socket
 import subprocess
 import sys
+import tracemalloc
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
+import nbformat
 import numpy as np
 import psutil
 import pytest
 
 from eventcore_lab import cli
+from eventcore_lab.batch import run_notebooks
 from eventcore_lab.clock import NS_PER_S, now_ns, pause_s, three_clocks_ns
 from eventcore_lab.lab.database import Lab
 from eventcore_lab.lab.targets import Targets
@@ -44,7 +47,12 @@ T0 = 1_800_000_000.0
 RUN = Watched(run_id="r1", store="memory", status="loading", began=T0, duration_s=60.0)
 TOKEN = "0123456789abcdef-planted"
 HOSTILE = '</script><img src=x onerror=alert(1)>\n\r"\\\u2028‮\x00' + "y" * 1000
-QUICK = ["duration_s=1.5", "warmup_s=0.1", "connections=2"]
+SMALL = (
+    "duration_s = 2.0",
+    "from eventcore_lab import Experiment, conclude, judge, run, Targets",
+    """found = run(Experiment(store="memory", pacer="constant:rate=500", duration_s=duration_s, warmup_s=0.1))
+conclude(judge(Targets.production(), found))""",
+)
 
 
 def rows_ended(second: int, n: int = 10) -> np.ndarray:
@@ -470,6 +478,61 @@ async def test_a_look_that_fails_or_hangs_is_said_and_the_beat_goes_on(
     assert source.is_closed
 
 
+async def test_a_beat_that_goes_wrong_is_said_and_is_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "BEAT_S", 0.001)
+    source, told = Source(), []
+    source.watched = msgspec.structs.replace(RUN, title="\ud800")  # nothing that can be sent
+    made = watched_by(source)
+    made.listeners.add(told.append)
+    beating = asyncio.ensure_future(made.run())
+    while "a beat failed: UnicodeEncodeError" not in made.health().reasons:
+        assert await asyncio.wait([beating], timeout=0.005) and not beating.done()
+    assert made.health().status == "degraded" and not told
+    source.watched = RUN
+    while not told:
+        assert await asyncio.wait([beating], timeout=0.005) and not beating.done()
+    assert made.health().status == "ok"
+    beating.cancel()
+    await asyncio.wait([beating])
+
+
+async def test_a_dashboard_that_cannot_be_told_is_forgotten_and_the_others_are_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def gone(_: bytes) -> None:
+        raise RuntimeError("planted")
+
+    made, told = watched_by(Source()), []
+    made.listeners |= {gone, *(lambda frame, n=n: told.append((n, frame)) for n in range(5))}
+    await made.beat()
+    assert len(told) == 5 and gone not in made.listeners
+    assert "could not be told: RuntimeError" in caplog.text and "planted" not in caplog.text
+
+
+async def test_however_many_wait_for_a_large_hello_it_is_there_once() -> None:
+    async with served() as (made, _):
+        frame = b"event: hello\ndata: " + b"x" * 10_000_000 + b"\n\n"
+        made.watching.hello = lambda: frame  # type: ignore[method-assign]
+        tracemalloc.start()
+        try:
+            streams = [await Stream.opened(made.port, 4096) for _ in range(10)]
+            while sum(s._sent_ns > 0 for s in made.streams) < len(streams):
+                await made.watching.beat()
+            assert tracemalloc.get_traced_memory()[1] < len(frame)
+        finally:
+            tracemalloc.stop()
+        assert await streams[0].event() == ("hello", frame.partition(b"data: ")[2].strip())
+
+
+async def test_a_proxy_that_speaks_http_1_0_gets_the_stream_without_chunks() -> None:
+    async with served() as (made, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
+        writer.write(f"GET /events HTTP/1.0\r\nHost: 127.0.0.1:{made.port}\r\n\r\n".encode())
+        await reader.readuntil(b"\r\n\r\n")
+        assert await reader.readuntil(b"data: ") == b"retry: 1000\n\nevent: hello\ndata: "
+        writer.close()
+
+
 async def test_a_password_in_the_text_of_an_error_or_a_mark_goes_no_further() -> None:
     text = "no: postgresql://me:planted1@host/db, password=planted2 PASSWORD = planted3; ftp://h/p"
     async with served() as (made, source):
@@ -496,6 +559,7 @@ def state_of(**facts: Any) -> Any:
         "waiting": 3,
         "oldest_s": 0.1,
         "catching_up": False,
+        "is_cut": False,
     }
     return type("Seen", (), given | facts)()
 
@@ -525,7 +589,8 @@ OBSERVED = Watched(store="env:LAB_DSN", status="observed")
         ({"gauges": {"a.b": Gauge(T0 + 19, "a", "b", 1.0)}}, {}, "down", "quiet for 11 s"),
         ({}, {"since_ended_s": 11.0}, "down", "nothing has ended for 11 s while 3 operations wait"),
         ({"waiting": 0}, {"since_ended_s": 11.0}, "ok", ""),
-        ({"catching_up": True}, {}, "degraded", "shorter than asked"),
+        ({"catching_up": True}, {}, "degraded", "catching up with what was recorded before"),
+        ({"is_cut": True}, {}, "degraded", "shorter than asked"),
         ({}, {"troubles": ("disk full",)}, "degraded", "disk full"),
     ],
 )
@@ -558,9 +623,15 @@ def fetched(url: str) -> str:
             return error.read().decode()
 
 
-@pytest.fixture
-def monitor(tmp_path: Path) -> Iterator[Beside]:
-    made = Beside(Order(lab=str(tmp_path / "lab.duckdb"), port=0, is_beside=True))
+@pytest.fixture(scope="module")
+def monitor(session_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Beside]:
+    """The one of a notebook; whoever ends it is the last to use it."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    (folder / "tornado.py").write_text("raise RuntimeError('a module of the folder one happens to be in')")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        beside.dashboard(session_lab, port=0)
+    made = beside._OF_A_NOTEBOOK[session_lab.path.resolve()]
     yield made
     made.end()
 
@@ -571,6 +642,19 @@ def listening(pid: int) -> set[str]:
         lines = subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True, check=True).stdout.splitlines()
         return {line.split()[3].rpartition(":")[0] for line in lines if f"pid={pid}," in line}
     return {c.laddr.ip for c in psutil.Process(pid).net_connections() if c.status == psutil.CONN_LISTEN}
+
+
+def test_a_notebook_has_the_page_in_a_frame_once(
+    monitor: Beside, session_lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(beside.importlib.util, "find_spec", lambda _: None)
+    frame = beside.dashboard(session_lab)
+    assert frame.src == monitor.url and "iframe" in frame._repr_html_()
+    assert beside.dashboard(session_lab, port=0).src == frame.src
+    monkeypatch.setattr(beside.importlib.util, "find_spec", lambda _: object())
+    assert beside.dashboard(session_lab).src == f"/proxy/{monitor.port}/dashboard"
+    monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/ann/")
+    assert beside.dashboard(session_lab).src == f"/user/ann/proxy/{monitor.port}/dashboard"
 
 
 def test_a_process_of_its_own_listens_on_loopback_only_comes_last_and_ends_with_its_input(monitor: Beside) -> None:
@@ -647,6 +731,9 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
         (["--store", "postgresql://a:b@c/d"], "by name"),
         (["--window", "0.5"], "greater than or equal to 1"),
         (["--port", "TAKEN"], "is in use by somebody else"),
+        (["--allowed-host", "http://lab.example.org"], "give the name alone"),
+        (["--allowed-host", "two names"], "give the name alone"),
+        (["--lab", "."], "is a folder"),
     ],
 )
 def test_a_mistake_gets_one_line_and_code_2(
@@ -663,9 +750,10 @@ def test_a_mistake_gets_one_line_and_code_2(
 def test_alone_it_runs_until_ctrl_c_or_for_its_seconds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lab = str(tmp_path / "lab.duckdb")
     code, out, err = said(capsys, "monitor", "--port", "0", "--lab", lab, "--seconds", "0.1")
-    assert (code, err) == (0, "") and re.fullmatch(
-        r"monitor: http://127\.0\.0\.1:\d+/dashboard \(Ctrl-C ends it\)\n", out
-    )
+    first, second = out.splitlines()
+    assert (code, err) == (0, "") and second == f"monitor: there are no runs in {lab} yet"
+    assert re.fullmatch(r"monitor: http://127\.0\.0\.1:\d+/dashboard \(Ctrl-C ends it\)", first)
+    Lab(lab).spool.mkdir()
     command = [sys.executable, "-m", "eventcore_lab", "monitor", "--port", "0", "--lab", lab]
     alone = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert alone.stdout is not None and alone.stdout.readline().startswith("monitor: http://127.0.0.1:")
@@ -674,11 +762,76 @@ def test_alone_it_runs_until_ctrl_c_or_for_its_seconds(tmp_path: Path, capsys: p
     assert (alone.returncode, out, err) == (0, "", "")
 
 
+def test_it_is_said_how_to_come_in_and_what_is_still_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MONITOR_TOKEN", TOKEN)
+    code, out, err = said(capsys, "monitor", "--port", "0", "--token", "env:MONITOR_TOKEN", "--seconds", "0.1")
+    assert (code, err) == (0, "") and "(the first time with ?token=… behind it; Ctrl-C" in out and TOKEN not in out
+    assert "--allowed-host" not in out
+    beside._print("ready", url="http://127.0.0.1:1/dashboard", has_token=True, has_name=False, is_empty=False)
+    assert "add --allowed-host NAME" in capsys.readouterr().out
+    with suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6):
+        code, out, err = said(capsys, "monitor", "--port", "0", "--host", "[::1]", "--seconds", "0.1")
+        assert (code, err) == (0, "") and out.startswith("monitor: http://[::1]:")
+
+
+class Started:
+    """A monitor that was only asked for."""
+
+    url, port, is_alive = "http://127.0.0.1:1/dashboard", 8765, True
+
+    def __init__(self, order: Order, tell: Any) -> None:
+        self.orders.append(order)
+        tell({"event": "alert", "text": "high_latency\x1b[2J fires"})
+
+    orders: ClassVar[list[Order]] = []
+
+    def end(self) -> None:
+        pass
+
+
+def test_beside_a_run_targets_and_alerts_are_those_of_the_user_and_every_change_is_a_line(
+    lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(beside, "Beside", Started)
+    for targets, held in ((["development"] * 2, "development"), ([], "production"), (["a", "b"], "production")):
+        with live(lab, targets, notify=["env:A", "env:B"], alerts="rules.toml"):
+            pass
+        order, out = Started.orders[-1], capsys.readouterr().out
+        assert (order.targets, order.notify, order.alerts) == (held, ("env:A", "env:B"), "rules.toml")
+        assert out.splitlines()[0] == "high_latency�[2J fires"
+        assert ("not each to its own (a, b)" in out) == (len(set(targets)) > 1)
+
+
+@pytest.mark.parametrize("command", [["run", "14"], ["suite", "ci"], ["soak"]], ids=lambda c: c[0])
+def test_what_would_tell_nobody_is_refused(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for option, given in (("--notify", "env:A"), ("--alerts", "rules.toml")):
+        code, out, err = said(capsys, *command, option, given)
+        assert (code, out) == (2, "") and err == f"eventcore-lab: {option} is for a run that is watched; add --live\n"
+
+
+@pytest.mark.parametrize(("given", "told"), [([], ["production"] * 2), (["targets=development"], ["development"] * 2)])
+def test_the_monitor_is_told_what_the_notebooks_hold_their_runs_to(
+    given: list[str], told: list[str], tmp_path: Path
+) -> None:
+    def beside(_: Lab, targets: Sequence[str]) -> Any:
+        raise UsageError(" ".join(targets))
+
+    folder = Path(__file__).parent.parent / "notebooks"
+    with pytest.raises(UsageError, match=f"^{' '.join(told)}$"):
+        run_notebooks(["14", "00"], folder, given, tmp_path, tmp_path / "lab.duckdb", beside=beside)
+
+
 def test_beside_a_run_it_shows_it_while_it_goes_on(tmp_path: Path) -> None:
     lab, out = tmp_path / "lab.duckdb", tmp_path / "reports"
-    command = [sys.executable, "-m", "eventcore_lab", "run", "14", "--live", "--live-port", "0"]
-    command += [word for pair in ("store=memory", *QUICK) for word in ("-p", pair)]
-    command += ["--lab", str(lab), "--out", str(out)]
+    rules, notebook = tmp_path / "rules.toml", tmp_path / "small.ipynb"
+    rules.write_text('for_s = 0\n[[rules]]\nname = "too slow"\nexpect = "p50 < 0.001 ms"\n')
+    cells = [nbformat.v4.new_code_cell(source) for source in SMALL]
+    cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), notebook)
+    command = [sys.executable, "-m", "eventcore_lab", "run", str(notebook), "--live", "--live-port", "0"]
+    command += ["--alerts", str(rules), "--lab", str(lab), "--out", str(out)]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert run.stdout is not None
     url = run.stdout.readline().removeprefix("live: ").strip()
@@ -690,50 +843,37 @@ def test_beside_a_run_it_shows_it_while_it_goes_on(tmp_path: Path) -> None:
     assert health["status"] in ("ok", "degraded"), health
     text, _ = run.communicate(timeout=60)
     assert run.returncode in (0, 1, 3) and "verdict: " in text, text
+    assert re.search(r"warning firing: too slow: p50 is .* below 0\.001 ms", text), text
     with pytest.raises(OSError):
         urllib.request.urlopen(base + "health", timeout=5)
     assert len(Lab(lab).runs()) >= 1
 
 
-def test_a_taken_port_is_said_and_the_next_one_had(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_taken_port_is_said_and_the_next_one_had_and_a_monitor_that_dies_stops_no_run(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = psutil.Process().children()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         if port > 65_000:
             pytest.skip("no ports above")
-        with live(lab, port) as url:
+        with live(lab, port=port) as url:
             assert fetched(url.replace("dashboard", "health"))
-    out = capsys.readouterr().out
+            (child,) = set(psutil.Process().children()) - set(before)
+            child.kill()
+            child.wait()
+    out, err = capsys.readouterr()
     assert f"port {port} is in use" in out and f"live: {url}" in out and f":{port}/" not in url
+    assert "had ended before the runs did" in err
 
 
-def test_a_monitor_that_does_not_start_or_dies_stops_no_run(
+def test_a_monitor_that_does_not_start_stops_no_run(
     lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with live(lab, 0) as url:
-        running = [c for c in psutil.Process().children() if c.status() != psutil.STATUS_ZOMBIE]
-        (child,) = [c for c in running if "eventcore_lab.monitor" in c.cmdline()]
-        child.kill()
-        child.wait()
-    assert "had ended before the runs did" in capsys.readouterr().err
     monkeypatch.setattr(beside.sys, "executable", shutil.which("false") or "/bin/false")
-    with live(lab, 0) as url:
+    with live(lab, port=0) as url:
         assert url == ""
     assert "going on without" in capsys.readouterr().err
-
-
-def test_a_notebook_has_the_page_in_a_frame_once(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(beside.importlib.util, "find_spec", lambda _: None)
-    frame = beside.dashboard(lab, port=0)
-    kept = beside._OF_A_NOTEBOOK[lab.path.resolve()]
-    try:
-        assert frame.src == kept.url and "iframe" in frame._repr_html_()
-        assert beside.dashboard(lab, port=0).src == frame.src
-        monkeypatch.setattr(beside.importlib.util, "find_spec", lambda _: object())
-        assert beside.dashboard(lab).src == f"/proxy/{kept.port}/dashboard"
-        monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/ann/")
-        assert beside.dashboard(lab).src == f"/user/ann/proxy/{kept.port}/dashboard"
-    finally:
-        kept.end()
 
 
 def test_a_run_whose_processes_are_gone_is_not_held(tmp_path: Path) -> None:
@@ -742,6 +882,8 @@ def test_a_run_whose_processes_are_gone_is_not_held(tmp_path: Path) -> None:
     from eventcore_lab.monitor.process import _is_held
 
     assert _is_held(tmp_path / LOCK_FILE) is None
+    os.mkfifo(tmp_path / "pipe")
+    assert _is_held(tmp_path / "pipe") is False  # and nothing waits for somebody to write
     with (tmp_path / LOCK_FILE).open("w") as lock:
         assert _is_held(tmp_path / LOCK_FILE) is False
         fcntl.flock(lock, fcntl.LOCK_EX)

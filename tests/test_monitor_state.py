@@ -240,6 +240,7 @@ def test_gauges_of_a_second_are_the_last_of_each_and_the_latest_stand() -> None:
     told = [s.gauges for s in seconds if s.gauges]
     assert told == [{"loader.pss_bytes": 1700.0}, {"loader.pss_bytes": 1800.0}]
     assert state.gauges == {"loader.pss_bytes": gauges[-1]}
+    assert len({id(name) for second in told for name in second}) == 1, "two hours of seconds share their names"
 
 
 def test_after_the_wall_clock_was_set_back_seconds_go_on() -> None:
@@ -281,11 +282,11 @@ def test_of_more_rows_than_are_kept_the_window_is_shorter_and_says_so(monkeypatc
     state = State(window_s=60)
     for n in range(2, 6):
         state.add(loading(1000 * n, table(*(row(1000 * n - 999 + k, n) for k in range(400)))))
-    assert state.catching_up
+    assert state.is_cut and not state.catching_up, "it stands at now"
     assert state.figures["p50"] == 4.0, "the last 1,000 rows"
     assert state.figures["commands_per_second"] == pytest.approx(1000 / (5 - (2.201 + 0.001 * 2)), rel=0.01)
     fed(state, *(loading(1000 * n) for n in range(6, 80, 5)))
-    assert not state.catching_up
+    assert not state.is_cut
 
 
 def test_a_look_that_has_not_seen_all_stands_where_its_rows_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,7 +296,7 @@ def test_a_look_that_has_not_seen_all_stands_where_its_rows_end(monkeypatch: pyt
     seconds = []
     for n in range(4):
         seconds += state.add(loading(100_000 + 10 * n, rows[100 * n : 100 * n + 100]))
-        assert state.catching_up == (n < 3)
+        assert state.catching_up == (n < 3) and not state.is_cut
         if n < 3:
             assert state.figures["p50"] == 5.0 and state.figures["commands_per_second"] == pytest.approx(100, rel=0.03)
     assert state.late == 0
@@ -350,6 +351,14 @@ def test_an_observed_store_has_events_by_what_it_tells_and_never_fewer_than_none
     assert [s.events for s in seconds[:6]] == [0, 500, 0, 0, 700, 0] and state.totals.events == 1200
     assert state.figures["events_per_second"] == 1200 / 5 and math.isnan(state.figures["commands_per_second"])
     assert state.held[0].status == "inconclusive" and "only observed" in state.held[0].reason
+
+
+def test_another_store_that_is_observed_has_not_grown_by_what_it_has_more() -> None:
+    state = State(window_s=60)
+    for n, (title, value) in enumerate([("a", 10), ("a", 20), ("b", 5000), ("b", 5007), ("b", 5007)]):
+        about = Watched(status="observed", store="env:STORE", title=title)
+        state.add(News(t=at(1000 * n + 10), watched=about, gauges=(Gauge(at(1000 * n), "store", "events_total", value),)))
+    assert state.totals.events == 17 and state.figures["events_per_second"] == 7 / 2
 
 
 def test_a_look_that_failed_leaves_what_was_known_and_is_not_fresh() -> None:

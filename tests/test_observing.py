@@ -259,6 +259,17 @@ async def test_the_schema_or_the_kind_chooses_among_several(server: EmbeddedServ
                 assert looking.described.endswith(expected.address.schema), arguments
 
 
+async def test_of_several_tables_of_a_kind_the_one_that_is_looked_at_is_named(server: EmbeddedServer) -> None:
+    columns = "originator_id uuid, originator_version bigint, topic text, state bytea, notification_id bigint"
+    async with connected(server.dsn) as admin, observer(server.dsn, "banks") as looking:
+        await admin.execute(f"CREATE SCHEMA banks CREATE TABLE a_events ({columns}) CREATE TABLE b_events ({columns})")
+        await admin.execute("INSERT INTO banks.b_events (notification_id) VALUES (7)")
+        seen = await looking.look()
+        await admin.execute("DROP SCHEMA banks CASCADE")
+    assert looking.described.endswith("the package eventsourcing in banks.b_events")
+    assert seen.gauges["store.events_total"] == 7
+
+
 async def test_a_store_that_was_dropped_is_forgotten(server: EmbeddedServer, later: Later) -> None:
     async with observer(server.dsn) as looking:
         async with filled("env:SOME_DSN"):

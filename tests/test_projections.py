@@ -28,6 +28,7 @@ from eventcore_lab.events import (
     Snapshot,
     StoredEvent,
     StoreError,
+    StoreUnreachable,
     StreamId,
     StreamWrite,
     new_event_id,
@@ -535,6 +536,40 @@ async def test_a_page_without_an_answer_is_kept_once(postgres: Store) -> None:
     position, rows = await kept_rows(postgres)
     assert (worker.applied, worker.position, rows) == (24, position, await truth(postgres))
     assert store.count > 14, "some had to be done again"
+    await worker.close()
+
+
+class AwayAfterwards(Unanswered):
+    """And then the store is away for a while: what became of the page cannot be asked at once."""
+
+    away = 0
+
+    async def in_transaction(self, statements: Sequence[Statement]) -> list[list[Any]]:
+        self.away -= 1
+        if self.away >= 0:
+            raise StoreUnreachable("the server is gone")
+        try:
+            return await super().in_transaction(statements)
+        except OutcomeUnknown:
+            self.away = 2
+            raise
+
+
+async def test_a_page_without_an_answer_is_kept_once_whenever_the_store_is_back(postgres: Store) -> None:
+    store, away = AwayAfterwards(postgres), 0
+    worker = Worker(store, store, page=2)
+    await worker.make()
+    await happens(postgres, [("joins", n % 3, str(n)) for n in range(24)])
+    is_behind = True
+    while is_behind:
+        try:
+            is_behind = (await worker.step()).is_behind
+        except StoreUnreachable:
+            away += 1
+            is_behind = True
+    position, rows = await kept_rows(postgres)
+    assert (worker.applied, worker.position, rows) == (24, position, await truth(postgres))
+    assert away > 4
     await worker.close()
 
 

@@ -60,16 +60,16 @@ async def watched(series: Series, monkeypatch: pytest.MonkeyPatch, looks: list[S
     """What a companion comes to whose server tells these."""
     scripted = Scripted(looks)
     monkeypatch.setattr(companion, "Observer", lambda *_, **__: scripted)
-    async with companion.server(series, Address("", "postgresql://x"), every_s=0.0) as pids:
+    async with companion.server(series, Address("", "postgresql://x"), every_s=0.0) as watch:
         await scripted.is_over.wait()
-    return scripted, pids
+    return scripted, watch.pids
 
 
 async def test_a_store_without_a_server_has_nothing_to_tell(series: Series, tmp_path: Path) -> None:
     for address in (Address("memory"), Address("theirs", "mysql://somewhere"), Address("sqlite", schema="file")):
-        async with companion.server(series, address) as pids:
+        async with companion.server(series, address) as watch:
             await asyncio.sleep(0)
-        assert pids == set()
+        assert watch.pids == set() and await watch.crashes() == 0
     assert rows(tmp_path, GAUGES_FILE) == rows(tmp_path, MARKS_FILE) == []
 
 
@@ -101,21 +101,27 @@ async def test_marks_are_bounded(series: Series, tmp_path: Path, monkeypatch: py
     assert len(rows(tmp_path, MARKS_FILE)) == companion.MARKS_MAX
 
 
-async def test_a_restart_is_survived(series: Series, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_crash_is_survived_and_counted(series: Series, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(observing, "RETRY_FIRST_S", 0.0)
     with EmbeddedServer(settings={"fsync": "off"}) as server:
-        watch = companion._Watch(series, observing.Observer(server.dsn), set())
-        await watch.look()
+        observer = observing.Observer(server.dsn)
+        watch = companion.Watch(series, observer)
+        watch.tell(await observer.look())
         server.kill()
-        watch.observer._parts[0].reset()
-        await watch.look()
+        observer._parts[0].reset()
+        watch.tell(await observer.look())
         assert not watch.is_there
         before = len(rows(tmp_path, GAUGES_FILE))
         server.restart()
-        watch.observer._retry_ns = 0
-        await watch.look()
+        observer._retry_ns = 0
+        watch.tell(await observer.look())
         assert watch.is_there and len(rows(tmp_path, GAUGES_FILE)) > before
-        await watch.observer.close()
+        assert await watch.crashes() == 1
+        server.kill()  # and nobody looked before it was there again
+        assert await watch.crashes() == 1
+        server.restart()
+        assert await watch.crashes() == 2
+        await observer.close()
 
 
 async def test_the_end_of_a_load_is_not_held_up_by_a_look(series: Series, tmp_path: Path) -> None:
@@ -150,6 +156,13 @@ async def _named_so(dsn: str) -> int:
         return found
     finally:
         await connection.close()
+
+
+def test_a_run_on_postgres_records_its_pool(closed_run: Run) -> None:
+    found = closed_run.gauges.filter(pl.col("source") == "loader")
+    in_use, waiting = (found.filter(pl.col("name") == name)["value"] for name in ("pool_in_use", "pool_waiting"))
+    assert 2 <= len(in_use) == len(waiting) <= 20
+    assert in_use.is_between(0, 4).all() and in_use.max() > 0 and (waiting == 0).all(), "4 callers have 4 connections"
 
 
 def test_a_run_without_a_server_records_none(lab: Lab) -> None:

@@ -105,8 +105,9 @@ class _Probe:
             with suppress(psutil.Error):
                 memory = process.memory_full_info()
                 pss, rss = pss + getattr(memory, "pss", memory.rss), rss + memory.rss
-        self._series.gauge(source, "pss_bytes", pss, t_ns)
-        self._series.gauge(source, "rss_bytes", rss, t_ns)
+        if self._processes[source]:  # of a server that is away it is not known, and not 0
+            self._series.gauge(source, "pss_bytes", pss, t_ns)
+            self._series.gauge(source, "rss_bytes", rss, t_ns)
         self._series.gauge(source, "processes", len(self._processes[source]), t_ns)
 
     def forget_peaks(self) -> None:

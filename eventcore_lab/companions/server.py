@@ -20,53 +20,53 @@ MARKS_MAX = 10
 
 
 @asynccontextmanager
-async def server(series: Series, address: Address, every_s: float = LOOK_EVERY_S) -> AsyncIterator[set[int]]:
+async def server(series: Series, address: Address, every_s: float = LOOK_EVERY_S) -> AsyncIterator[Watch]:
     """Gauges of the source `server` every `every_s`, of `store` (events, streams, sizes) once at the end, and how long each
-    look took as `probe.server_cost_ms`. Gives the pids of our own backends, which are no part of what the load needs. Of an
-    address that has no DSN of PostgreSQL, nothing."""
-    pids: set[int] = set()
+    look took as `probe.server_cost_ms`. Of an address that has no DSN of PostgreSQL, nothing."""
     if not address.dsn.startswith(DIALECTS):
-        yield pids
+        yield Watch(series)
         return
-    watch = _Watch(series, Observer(address.dsn, _unquoted(address.schema), look_max_s=LOOK_MAX_S), pids)
+    observer = Observer(address.dsn, _unquoted(address.schema), look_max_s=LOOK_MAX_S)
+    watch = Watch(series, observer)
     is_over = asyncio.Event()
     # Not waited for: connecting must not make the load begin late.
-    task = asyncio.ensure_future(_repeatedly(watch, is_over, every_s))
+    task = asyncio.ensure_future(_repeatedly(watch, observer, is_over, every_s))
     try:
-        yield pids
+        yield watch
     finally:
         is_over.set()  # not cancelled: a look ends by itself, and soon
         await task
 
 
-async def _repeatedly(watch: _Watch, is_over: asyncio.Event, every_s: float) -> None:
+async def _repeatedly(watch: Watch, observer: Observer, is_over: asyncio.Event, every_s: float) -> None:
     try:
         while not is_over.is_set():
-            await watch.look()
+            watch.tell(await observer.look(events=False))
             with suppress(TimeoutError):
                 async with asyncio.timeout(every_s):
                     await is_over.wait()
         if watch.is_there:
-            await watch.look(events=True)
+            watch.tell(await observer.look(events=True))
     finally:
-        await watch.observer.close()
+        await observer.close()
 
 
-class _Watch:
-    """Writes down what is seen."""
+class Watch:
+    """Writes down what is seen. `pids`: our own backends, which are no part of what the load needs."""
 
-    def __init__(self, series: Series, observer: Observer, pids: set[int]) -> None:
-        self._series, self.observer, self._pids = series, observer, pids
+    def __init__(self, series: Series, observer: Observer | None = None) -> None:
+        self._series, self._observer = series, observer
+        self.pids: set[int] = set()
         self.is_there = True
         self._marks = 0
 
-    async def look(self, events: bool = False) -> None:
-        seen = await self.observer.look(events)
-        if (pid := self.observer.pid) is not None:
-            self._pids.add(pid)
-        self._tell(seen)
+    async def crashes(self) -> int:
+        """How often the server has crashed since the load began; to be asked once it can be reached again."""
+        return await self._observer.crashes() if self._observer is not None else 0
 
-    def _tell(self, seen: Seen) -> None:
+    def tell(self, seen: Seen) -> None:
+        if self._observer is not None and (pid := self._observer.pid) is not None:
+            self.pids.add(pid)
         for key, value in seen.gauges.items():
             source, _, name = key.partition(".")
             self._series.gauge(source, name, value)

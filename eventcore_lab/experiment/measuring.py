@@ -25,11 +25,12 @@ from eventcore_lab.clock import NS_PER_S, now_ns, repeated, sleep_s
 from eventcore_lab.companions.clocks import clocks
 from eventcore_lab.companions.probes import interval_of, resources
 from eventcore_lab.companions.series import Series
-from eventcore_lab.companions.server import server
+from eventcore_lab.companions.server import Watch, server
 from eventcore_lab.events import StoreError
 from eventcore_lab.experiment.jobs import Jobs
 from eventcore_lab.experiment.value import LIMITS, Experiment
 from eventcore_lab.load.cluster import Stripes
+from eventcore_lab.load.evidence import write_rows
 from eventcore_lab.load.follower import FollowerJob
 from eventcore_lab.load.loaders import Loaders, Processes
 from eventcore_lab.load.places import (
@@ -153,6 +154,7 @@ class _Run:
             self.row["cluster"] = type(executor).__name__
         self._loaders: Loaders | None = None
         self._followers: Followers[FollowerJob | ProjectorJob] = Followers([])
+        self._server: Watch | None = None
         self._is_abandoned = False
         self._jobs = Jobs(experiment, self.folder, is_elsewhere=bool(self.row["cluster"]))
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -320,8 +322,12 @@ class _Run:
         self._keep_row()  # for those who watch: from now on they know what the times of the samples count from
         async with (
             clocks(series),
-            server(series, place.address) as ours,
-            resources(series, self._watched(loaders, place, ours), interval_of(self.row["measured_ns"] / NS_PER_S)),
+            server(series, place.address) as self._server,
+            resources(
+                series,
+                self._watched(loaders, place, self._server.pids),
+                interval_of(self.row["measured_ns"] / NS_PER_S),
+            ),
         ):
             await followers.go(start_ns)
             await loaders.go(start_ns)
@@ -396,3 +402,6 @@ class _Run:
         """Have the store read back, after the companions have left: it is no part of what is measured."""
         self._begins("reading everything back")
         series.mark("read back", f"{await loaders.read_back(place.keeps_events)} events")
+        if self._server is not None and (crashes := await self._server.crashes()):
+            series.mark("the server crashed", f"{crashes} times, and was started again" if crashes > 1 else "")
+            write_rows(self.folder / "counts-server.parquet", "counts", [("server crashes", crashes)])

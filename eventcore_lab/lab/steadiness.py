@@ -98,22 +98,21 @@ def _memory(axes: Axes, soak: Soak, factor: float) -> None:
         series = soak.memory(source)
         if not len(series):
             continue
-        x, y = series["t_h"].to_numpy(), series["mib"].to_numpy()
-        for leg in range(1, len(soak.legs) + 1):
-            part = series["leg"].to_numpy() == leg
-            axes.plot(x[part] * factor, y[part], color=colour, lw=1.4)
         slope = soak.slopes[f"memory of the {source}"]
-        of = series["leg"].to_numpy() == slope.leg if slope.leg else np.full(len(x), True)
-        _slope_line(axes, slope, x[of], y[of], factor, colour)
-        ends.append((float(y[-1]), source, colour))
+        for (leg, life), part in series.group_by("leg", "life", maintain_order=True):
+            t_h, mib = part["t_h"].to_numpy(), part["mib"].to_numpy()
+            axes.plot(t_h * factor, mib, color=colour, lw=1.4)
+            if (leg, life) == (slope.leg, slope.life):
+                _slope_line(axes, slope, t_h, mib, factor, colour)
+        ends.append((float(series["mib"][-1]), source, colour))
     axes.set_ylim(bottom=0)
     axes.set_ylabel("memory (PSS), MiB")
     _named(axes, ends, is_log=False)
 
 
 def _slope_line(axes: Axes, slope: Slope, x: np.ndarray, y: np.ndarray, factor: float, colour: str) -> None:
-    """Theil's and Sen's line, through the medians."""
-    if slope.is_shown:
+    """Theil's and Sen's line, through the medians, of what grows."""
+    if slope.grows:
         ends = np.asarray([x.min(), x.max()])
         axes.plot(
             ends * factor, np.median(y) + slope.per_hour.value * (ends - np.median(x)), color=colour, lw=1, ls="--"

@@ -2,9 +2,10 @@
 
 It follows the store from its beginning and writes down what it was given, in the order it was given, with the time: the
 evidence for "does a reader beside writers get each event once and in order, and how late". A store that is away for a while
-is waited for (patience.py). One JSON line each way, as with a worker: the job, then `ready` / `settle` / `settled` / `go START_NS` / `finish` / `done`. `settle` has it come to the
-end of what is stored before the load begins, and may be left out. After `finish`, said when the load has ended, it goes on
-until nothing more comes; `stop` has it give that up. When the input closes, the parent is gone and the process ends.
+is waited for (patience.py). One JSON line each way, as with a worker: the job, then `ready` / `settle` / `settled` /
+`go START_NS` / `finish` / `done`. `settle` has it come to the end of what is stored before the load begins, and may be left
+out. After `finish`, said when the load has ended, it goes on until nothing more comes; `stop` has it give that up. When the
+input closes, the parent is gone and the process ends.
 """
 
 from __future__ import annotations

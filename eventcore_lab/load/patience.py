@@ -1,4 +1,4 @@
-"""Going on when the store is away for a while: whoever reads beside the load asks again, less and less often, for a bounded time.
+"""Going on when the store is away for a while: who reads beside the load asks again, less and less often, for a bounded time.
 
 A server that is killed and started again ends every connection. Readers know how far they are, and a read model where its
 checkpoint is, so that asking again gives nothing twice. How long a store was away shows as their lag.
@@ -6,14 +6,17 @@ checkpoint is, so that asking again gives nothing twice. How long a store was aw
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 from eventcore_lab.clock import NS_PER_S, now_ns, sleep_s
 from eventcore_lab.events import EVERYTHING, Filter, OutcomeUnknown, Position, StoredEvent, StoreError, StoreUnreachable
-from eventcore_lab.projections import Kept
+from eventcore_lab.projections import Kept, read_models
 from eventcore_lab.projections.read_model import Step
 from eventcore_lab.projections.users import Row
+from eventcore_lab.spec import parse
 from eventcore_lab.stores.protocol import Lease, Store
 from eventcore_lab.stores.wrapper import Wrapper
 
@@ -30,13 +33,13 @@ T = TypeVar("T")
 async def patiently(work: Callable[[], Awaitable[T]], away_max_s: float = AWAY_MAX_S) -> T:
     """What `work` gives, which does no harm when it is done again. Raises StoreUnreachable, with what was said last, when the
     store has been away for longer than `away_max_s`, and at once what another try would raise again."""
-    away_since_ns, wait_s = 0, FIRST_WAIT_S
+    now_s, since_s, wait_s = asyncio.get_running_loop().time, math.inf, FIRST_WAIT_S
     while True:
         try:
             return await work()
         except AWAY as error:
-            away_since_ns = away_since_ns or now_ns()
-            away_s = (now_ns() - away_since_ns) / NS_PER_S
+            since_s = min(since_s, now_s())
+            away_s = now_s() - since_s
             if away_s >= away_max_s:
                 raise StoreUnreachable(f"the store has been away for {away_s:,.0f} s: {error}") from None
         await sleep_s(min(wait_s, max(away_max_s - away_s, 0)))
@@ -58,14 +61,14 @@ class PatientReader(Wrapper):
 
 
 class PatientKeeper:
-    """A read model that is brought on when the store comes back, by the only one who has the lease `name`: a lease ends with
-    the server, and is taken again before anything else. Without a name (what is in memory) nobody else can keep it.
+    """The read model `projection` (its spec), `kept`, which is brought on when the store comes back. One keeps it, by a lease,
+    but for what is in memory, which is everybody's own; a lease ends with the server, and is taken again before anything else.
 
     The lease of one who was killed is free once the server has noticed; that is waited for, `lease_max_s` at most.
     """
 
-    def __init__(self, kept: Kept, store: Store, name: str, away_max_s: float, lease_max_s: float) -> None:
-        self._kept, self._store, self._name = kept, store, name
+    def __init__(self, kept: Kept, store: Store, projection: str, away_max_s: float, lease_max_s: float) -> None:
+        self._kept, self._store, self._projection = kept, store, projection
         self._away_max_s, self._lease_max_s = away_max_s, lease_max_s
         self._lease: Lease | None = None
         self.relation, self.every_s, self.applied = kept.relation, kept.every_s, kept.applied
@@ -93,12 +96,16 @@ class PatientKeeper:
         return step
 
     async def _lead(self) -> None:
+        if self._lease is not None or not self.relation:
+            return
+        name = f"projection {parse(self._projection, read_models.kind).name}"
         deadline_ns = now_ns() + int(self._lease_max_s * NS_PER_S)
-        while self._name and self._lease is None:
-            self._lease = await self._store.try_lead(self._name)
-            if self._lease is None and now_ns() > deadline_ns:
-                raise StoreError(f"somebody else has the lease {self._name!r}, for {self._lease_max_s:g} s now")
-            await sleep_s(0 if self._lease else _LEASE_EVERY_S)
+        while (lease := await self._store.try_lead(name)) is None:
+            if now_ns() > deadline_ns:
+                who = f"somebody else keeps the read model {self._projection}"
+                raise StoreError(f"{who}, for {self._lease_max_s:g} s now")
+            await sleep_s(_LEASE_EVERY_S)
+        self._lease = lease
 
     async def _leave(self) -> None:
         lease, self._lease = self._lease, None

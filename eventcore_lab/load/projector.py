@@ -18,20 +18,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
-import msgspec
 import uvloop
 from msgspec import Struct
 
 from eventcore_lab.clock import NS_PER_S, now_ns, sleep_s
 from eventcore_lab.events import Position, StoreError
 from eventcore_lab.load.evidence import Rows, write_rows
+from eventcore_lab.load.gauges import Gauges
 from eventcore_lab.load.imports import Imports
 from eventcore_lab.load.patience import AWAY_MAX_S, PatientKeeper, PatientReader
 from eventcore_lab.load.worker import Lines, one_job
 from eventcore_lab.projections import Kept, read_models, users
 from eventcore_lab.projections.plain import digest, folded
 from eventcore_lab.projections.users import Row
-from eventcore_lab.schema import GAUGES_FILE, NOT_COMPARED
+from eventcore_lab.schema import NOT_COMPARED
 from eventcore_lab.spec import UsageError, parse
 from eventcore_lab.stores import Address, Polling, PoolSettings, Store
 from eventcore_lab.stores.reading import stream_all
@@ -70,24 +70,6 @@ class ProjectorJob(Struct, frozen=True, kw_only=True):
         return f"{self.name} ({self.projection})"
 
 
-class Gauges:
-    """Values of this run's time series from one more process: each line is one write at the file's end, so that lines of
-    several processes do not mix. Times are relative to `start_ns`."""
-
-    def __init__(self, spool: Path, source: str, start_ns: int) -> None:
-        self._source, self._start_ns = source, start_ns
-        self._file = os.open(spool / GAUGES_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-
-    def tell(self, **values: float) -> None:
-        """Names with their units at the end, all as of now."""
-        row = {"t_ns": now_ns() - self._start_ns, "source": self._source}
-        lines = [msgspec.json.encode({**row, "name": name, "value": float(value)}) for name, value in values.items()]
-        os.write(self._file, b"".join([line + b"\n" for line in lines]))
-
-    def close(self) -> None:
-        os.close(self._file)
-
-
 async def _work(job: ProjectorJob, store: Store, lines: Lines) -> None:
     kept = _kept(job, store)
     try:
@@ -110,8 +92,7 @@ def _kept(job: ProjectorJob, store: Store) -> Kept:
         kept = read_models.make(job.projection).kept_in(store)
     except UsageError as error:  # the parent hears of it as of any refusal
         raise StoreError(str(error)) from None
-    lease = f"projection {parse(job.projection, read_models.kind).name}" if kept.relation else ""  # memory is one's own
-    return PatientKeeper(kept, store, lease, job.away_max_s, job.finish_timeout_s)
+    return PatientKeeper(kept, store, job.projection, job.away_max_s, job.finish_timeout_s)
 
 
 # before the load, and while it runs

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -131,15 +131,15 @@ class Watcher:
     def _new_rows(self, file: int, limit: int | None) -> NDArray[np.int64]:
         running, self._running = self._running, {}
         parts = [np.empty((0, len(SAMPLE_WORDS)), np.int64)]
-        parts += [self._ended(file, row, self._still_there(self._read(file, row, 1))) for row in running]
+        parts += [self._since_ended(file, numbers) for numbers in self._close_together(running)]
         first = self._seen
         self.is_behind = False
         while not self.is_behind:
             rows = self._begun(self._read(file, self._seen, self._ROWS_AT_ONCE))
             if len(rows):
-                parts.append(self._ended(file, self._seen, rows))
+                parts.append(self._ended(file, np.arange(self._seen, self._seen + len(rows)), rows))
                 self._seen += len(rows)
-            elif (taken := self._taken()) > self._seen:
+            elif (taken := self._taken(file)) > self._seen:
                 self.skipped += taken - self._seen
                 first += taken - self._seen
                 self._seen = taken
@@ -152,30 +152,55 @@ class Watcher:
         data = os.pread(file, count * _ROW_BYTES, row * _ROW_BYTES)
         return np.frombuffer(data, np.int64, len(data) // 8).reshape(-1, len(SAMPLE_WORDS))
 
-    def _taken(self) -> int:
-        """How many rows at the beginning were taken into the Lab, and may be zeros here."""
+    def _taken(self, file: int) -> int:
+        """Up to which row those that were taken into the Lab are zeros here: not all of them were given back yet, and if the
+        folder is gone nobody tells how many were taken."""
+        behind = _behind_hole(file, self._seen * _ROW_BYTES) // _ROW_BYTES
         try:
-            return int(self._path.with_suffix(".taken").read_text())
+            taken = int(self._path.with_suffix(".taken").read_text())
         except (OSError, ValueError):
-            return 0
+            return 0 if os.fstat(file).st_nlink else behind
+        return min(taken, behind) if behind > self._seen else taken
 
     def _begun(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         unused = np.flatnonzero(rows[:, -1] == 0)
         return rows[: unused[0] if len(unused) else len(rows)]
 
-    def _still_there(self, row: NDArray[np.int64]) -> NDArray[np.int64]:
-        """One that had begun and is zeros now has ended, and was taken before it was seen."""
-        there = self._begun(row)
-        self.skipped += len(row) - len(there)
-        return there
+    def _close_together(self, running: Collection[int]) -> list[NDArray[np.int64]]:
+        """The numbers of rows, which ascend, by where in the file they are: an overload may have ten thousand under way."""
+        numbers = np.fromiter(running, np.int64, len(running))
+        return np.split(numbers, np.flatnonzero(np.diff(numbers // self._ROWS_AT_ONCE)) + 1) if len(numbers) else []
 
-    def _ended(self, file: int, first: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Those of `rows`, the first of which is row `first`, that have ended; the others are looked at again."""
+    def _at(self, file: int, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows of these numbers, zeros for those that are gone."""
+        places = numbers - numbers[0]
+        block = self._read(file, int(numbers[0]), int(places[-1]) + 1)
+        rows = np.zeros((len(numbers), len(SAMPLE_WORDS)), np.int64)
+        is_there = places < len(block)
+        rows[is_there] = block[places[is_there]]
+        return rows
+
+    def _since_ended(self, file: int, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those that were under way and have ended. One that is zeros now has, and was taken before it was seen."""
+        rows = self._at(file, numbers)
+        is_there = rows[:, -1] != 0
+        self.skipped += int((~is_there).sum())
+        return self._ended(file, numbers[is_there], rows[is_there]) if is_there.any() else rows[is_there]
+
+    def _ended(self, file: int, numbers: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of `rows`, of these numbers, that have ended; the others are looked at again."""
         is_ended = rows[:, -1] & 0xFF != Outcome.RUNNING
         # Read again: of a row that was written meanwhile the last word had been seen, but perhaps not those before it.
-        again = self._read(file, first, len(rows))
+        again = self._at(file, numbers)
         rows = np.where(again[:, -1:] != 0, again, rows)
-        left = np.flatnonzero(~is_ended)
-        self._running |= zip((first + left).tolist(), rows[left, 1].tolist(), strict=True)
+        self._running |= zip(numbers[~is_ended].tolist(), rows[~is_ended, 1].tolist(), strict=True)
         ended: NDArray[np.int64] = rows[is_ended]
         return ended
+
+
+def _behind_hole(file: int, offset: int) -> int:
+    """Where the file has data again; 0 if it has none, or the file system does not tell."""
+    try:
+        return os.lseek(file, offset, os.SEEK_DATA)
+    except OSError:
+        return 0

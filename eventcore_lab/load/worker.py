@@ -15,8 +15,8 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -25,13 +25,14 @@ import numpy as np
 import uvloop
 from msgspec import Struct
 
-from eventcore_lab.clock import WallClock, sleep_s, watched_clocks
+from eventcore_lab.clock import NS_PER_S, WallClock, repeated, sleep_s, watched_clocks
 from eventcore_lab.commands import Executor, executors
 from eventcore_lab.events import StoreError
 from eventcore_lab.load.answers import Answers
 from eventcore_lab.load.drive import Load, Stop, drive
 from eventcore_lab.load.evidence import dated, write_rows
 from eventcore_lab.load.fill import FILLED, filled
+from eventcore_lab.load.gauges import Gauges
 from eventcore_lab.load.imports import Imports
 from eventcore_lab.load.journal import SETTLE_TIMEOUT_S, Journal, prefix, read_back, settled
 from eventcore_lab.load.pacers import HasNotes, Thinks, pacers
@@ -39,13 +40,14 @@ from eventcore_lab.load.recorder import Recorder
 from eventcore_lab.load.workloads import workloads
 from eventcore_lab.schema import IN_SYSTEM, NOT_SETTLED
 from eventcore_lab.stores import Address, PoolSettings, Store, stores
-from eventcore_lab.stores.wrapper import positions_drawn
+from eventcore_lab.stores.wrapper import pool_of, positions_drawn
 
 _LOOK_EVERY_S = 0.020
 SPIN_NS = 300_000
 """The last part of a wait, if the clock spins: longer than a timer here is ever late but for one wake-up in a thousand."""
 STILLS_MAX = 1000
 """How often a load process may tell that it stood still; one that does so more often has told enough."""
+POOL_EVERY_S, POOL_LOOKS_MAX = 0.25, 20_000
 KEEPER = -1
 """The number of the worker that only fills the store and reads it back."""
 
@@ -204,7 +206,7 @@ async def _loaded(job: Job, store: Store, lines: Lines) -> None:
                 still_s.append(seconds)
 
         _keep_collector_out()
-        async with watched_clocks(note):
+        async with watched_clocks(note), pool_watched(store, job, start_ns):
             await drive(load, lines.stop)
         await executor.close()
     clock.close()
@@ -221,6 +223,24 @@ async def _loaded(job: Job, store: Store, lines: Lines) -> None:
         dated(spool, FILLED, load.start_ns)
     lines.say("loaded", begun=recorder.begun, acknowledged=str(journal.acknowledged), **counted)
     await _verified(job, store, lines, load.start_ns)
+
+
+@asynccontextmanager
+async def pool_watched(store: Store, job: Job, start_ns: int) -> AsyncIterator[None]:
+    """Gauges of the store's pool, if it has one, until the end of the block: how many connections are in use, and how many
+    operations wait for one. Each look is one write, and there are at most POOL_LOOKS_MAX."""
+    if (pool := pool_of(store)) is None:
+        yield
+        return
+    gauges = Gauges(Path(job.spool), "loader" if job.workers == 1 else job.name, start_ns)
+
+    def look() -> None:
+        with suppress(OSError):  # a full disk is told of elsewhere
+            gauges.tell(pool_in_use=pool.in_use, pool_waiting=pool.waiting)
+
+    with closing(gauges):
+        async with repeated(look, max(POOL_EVERY_S, job.total_ns / NS_PER_S / POOL_LOOKS_MAX)):
+            yield
 
 
 async def _go(job: Job, store: Store, lines: Lines) -> int | None:

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import ipaddress
 import os
+import re
 from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
@@ -36,7 +37,7 @@ class Access(Struct, frozen=True):
                 f"--host {shown(host)}: beyond this machine the monitor needs a token: "
                 "export MONITOR_TOKEN=… (16 characters or more) and say --token env:MONITOR_TOKEN"
             )
-        return cls(frozenset(_bare(name) for name in (host, *allowed)) - {"", "0.0.0.0", "::"}, secret)
+        return cls(frozenset({_bare(host), *map(_named, allowed)}) - {"", "0.0.0.0", "::"}, secret)
 
     def __repr__(self) -> str:
         return f"Access({sorted(self.names)}, {'with' if self.token else 'without'} a token)"
@@ -94,6 +95,15 @@ def _secret(token: str) -> str:
     if not secret.isascii() or not secret.isprintable() or " " in secret:
         raise UsageError(f"--token: the variable {shown(name)} must hold letters, digits and signs of ASCII, no spaces")
     return secret
+
+
+def _named(allowed: str) -> str:
+    name = _bare(allowed)
+    if not re.fullmatch(r"[a-z0-9_.:-]{1,253}", name):
+        raise UsageError(
+            f"--allowed-host {shown(allowed)}: give the name alone, as a browser sends it, as in lab.example.org"
+        )
+    return name
 
 
 def _bare(host: str) -> str:

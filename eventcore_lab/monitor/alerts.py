@@ -8,8 +8,8 @@ delivery.py and kept by history.py. The course of a rule:
     pending → firing        missed for `for_s` without a break
     firing → ok             kept for `resolve_for_s` without a break, or the load ended
 
-A look that cannot be judged (nothing to compute the figure from, warming up, too few samples, everything that was offered was
-answered) is neither: it adds to no time, and a pending or firing rule stays as it is. A break of LOOK_GAP_MAX_S without a
+A look that cannot be judged (it failed, or shows what was a while ago; nothing to compute the figure from, warming up, too few
+samples, everything that was offered was answered) is neither: it adds to no time, and a pending or firing rule stays as it is. A break of LOOK_GAP_MAX_S without a
 judged look begins the time anew. Whoever was told of `firing` is told of `resolved` once; within `cooldown_s` of having been
 told, the same rule does not tell again, which `silenced` says once. If it still fires when that is over, it tells then.
 """
@@ -20,46 +20,18 @@ import math
 from collections.abc import Sequence
 
 from eventcore_lab.lab.measures import UNITS
-from eventcore_lab.lab.targets import Targets, Threshold
-from eventcore_lab.monitor import judging
+from eventcore_lab.lab.targets import Targets
 from eventcore_lab.monitor.facts import Alert, Held
 from eventcore_lab.monitor.rules import Rule as Rule
 from eventcore_lab.monitor.rules import rules_of as rules_of
 from eventcore_lab.monitor.state import State
-from eventcore_lab.monitor.window import OBSERVED, Basis
+from eventcore_lab.monitor.window import OBSERVED
 
 LOOK_GAP_MAX_S = 30.0
 PENDING_EVERY_S = 60.0
 """A rule that comes and goes is shown as pending this often, at most."""
 THE_LOAD_ENDED = "the load ended"
 NOT_TOLD = "nobody was told of it"
-_ANSWERED_WITHIN_S = 1.0
-
-
-def standing(threshold: Threshold, state: State, now: float) -> Held:
-    """How a figure stands to its limit: as the state holds its own targets, and compared alike where it is none of them."""
-    for held in state.held:
-        if held.name == threshold.name and held.limit == str(threshold):
-            return held
-    figures = {threshold.name: state.figures.get(threshold.name, math.nan)}
-    [held] = judging.held(Targets("alerts", (threshold,)), figures, _basis(state, now), state.watched)
-    return held
-
-
-def _basis(state: State, now: float) -> Basis:
-    """What the window's figures rest on, from the seconds that are complete."""
-    watched = state.watched
-    steady_from = max(
-        watched.began + watched.warmup_s if watched and watched.began is not None else 0.0, now - state.window_s
-    )
-    seconds = [second for second in state.history if second.t >= steady_from - 1]
-    unwell = sum(s.failed + s.unknown + s.dropped for s in seconds)
-    return Basis(
-        samples=sum(s.ended for s in seconds) + state.waiting,
-        length_s=float(len(seconds)),
-        is_all_answered=not unwell and state.oldest_s < _ANSWERED_WITHIN_S,
-        is_warming_up=now < steady_from,
-    )
 
 
 def is_over(state: State) -> bool:
@@ -76,7 +48,7 @@ class _Course:
     """Where one rule stands. `lasted_s`: how long the answer has been the same, in looks that were judged."""
 
     def __init__(self, rule: Rule) -> None:
-        self.rule = rule
+        self.rule, self.targets = rule, Targets("alerts", (rule.threshold,))
         self.told_at: float | None = None
         self.shown_at: float | None = None
         self.silenced = 0
@@ -84,7 +56,7 @@ class _Course:
 
     def end(self) -> None:
         """Back to ok; when it was last told of stays."""
-        self.phase, self.since, self.run_id, self.value = "ok", 0.0, "", None
+        self.phase, self.since, self.run_id, self.value, self.reason = "ok", 0.0, "", None, ""
         self.is_told = self.is_silenced = self.was_silent = False
         self.answer, self.lasted_s, self.judged_at, self.was_judged = "", 0.0, 0.0, False
 
@@ -92,6 +64,7 @@ class _Course:
     since: float
     run_id: str
     value: float | None
+    reason: str
 
     def lasts(self, answer: str, t: float) -> float:
         """Seconds for which the answer has been this one without a break."""
@@ -139,9 +112,12 @@ class Alerts:
             found += self._resolved(course, now, THE_LOAD_ENDED)
         if is_over(state):
             return found
-        held = standing(course.rule.threshold, state, now)
+        if state.error or state.catching_up:
+            course.was_judged = False
+            return found
+        [held] = state.hold(course.targets)
         if held.status == "fail":
-            course.run_id, course.value = run_id, held.value
+            course.run_id, course.value, course.reason = run_id, held.value, held.reason
             return found + self._missed(course, now)
         if held.status == "pass":
             return found + self._kept(course, now, held)
@@ -215,7 +191,8 @@ def _alert(course: _Course, now: float, state: str, text: str, detail: str = "")
 def _missing(course: _Course) -> str:
     limit = course.rule.threshold
     amount = str(limit)[2:]
-    return f"{limit.name} {said(course)}; it should be {'below' if limit.is_max else 'above'} {amount}"
+    told = ", ".join(part for part in (said(course), course.reason) if part)
+    return f"{limit.name} {told}; it should be {'below' if limit.is_max else 'above'} {amount}"
 
 
 def said(course: _Course, verb: str = "is") -> str:

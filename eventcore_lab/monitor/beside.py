@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -40,7 +40,7 @@ class Beside:
         """Started and listening; raises UsageError or Broken. `tell` is given what it says from then on, in a thread."""
         self._words: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (for as long as the process)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "eventcore_lab.monitor"],
+            [sys.executable, "-P", "-m", "eventcore_lab.monitor"],  # -P: no module of the folder one happens to be in
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._words,
@@ -115,15 +115,27 @@ class Beside:
 
 
 @contextmanager
-def live(lab: Lab, port: int = PORT, targets: str = "production") -> Iterator[str]:
+def live(
+    lab: Lab, targets: Sequence[str] = (), *, port: int = PORT, notify: Sequence[str] = (), alerts: str = ""
+) -> Iterator[str]:
     """A monitor of the lab's runs beside whatever goes on in the block; gives, and prints, the address of its page.
 
+    `targets`: what the runs are held to; where they differ, or name none, the page holds them all to production's. `notify` and
+    `alerts` are as on the command line; every change of an alert is a line on standard output.
     A port that somebody else has is said, and the next free one taken. A monitor that does not start, or dies, is said, and
     what it was to watch goes on without it."""
-    order = Order(lab=str(lab.path.resolve()), port=port, tries=1 if port == 0 else PORTS_TRIED, is_beside=True)
-    order = msgspec.structs.replace(order, targets=targets)
+    named = sorted(set(targets))
+    order = Order(
+        lab=str(lab.path.resolve()),
+        port=port,
+        tries=1 if port == 0 else PORTS_TRIED,
+        targets=named[0] if len(named) == 1 else "production",
+        alerts=alerts,
+        notify=tuple(notify),
+        is_beside=True,
+    )
     try:
-        monitor = Beside(order)
+        monitor = Beside(order, _line_of_an_alert)
     except Broken as error:
         print(f"live: {error}; going on without", file=sys.stderr, flush=True)
         yield ""
@@ -132,6 +144,11 @@ def live(lab: Lab, port: int = PORT, targets: str = "production") -> Iterator[st
         if port not in (0, monitor.port):
             print(f"live: port {port} is in use by somebody else", flush=True)
         print(f"live: {monitor.url}", flush=True)
+        if len(named) > 1:
+            print(
+                _safe(f"live: the page holds all runs to production, not each to its own ({', '.join(named)})"),
+                flush=True,
+            )
         yield monitor.url
     finally:
         if not monitor.is_alive:
@@ -188,9 +205,20 @@ def watch(order: Order) -> None:
 
 def _print(event: str, **facts: Any) -> None:
     if event == "ready":
-        print(f"monitor: {facts['url']} (Ctrl-C ends it)", flush=True)
+        once = "the first time with ?token=… behind it; " if facts["has_token"] else ""
+        print(f"monitor: {facts['url']} ({once}Ctrl-C ends it)", flush=True)
+        if facts["is_empty"]:
+            print(f"monitor: there are no runs in {_safe(facts['lab'])} yet", flush=True)
+        if not facts["has_name"]:
+            print("monitor: asked from another machine it answers to no name yet; add --allowed-host NAME", flush=True)
     elif event == "alert":
         print(_safe(str(facts["text"])), flush=True)
+
+
+def _line_of_an_alert(said: Mapping[str, Any]) -> None:
+    """In one piece, over a bar that may stand there: whoever draws it draws it anew."""
+    if said.get("event") == "alert":
+        print(("\r\x1b[K" if sys.stdout.isatty() else "") + _safe(str(said["text"])) + "\n", end="", flush=True)
 
 
 def _safe(text: str) -> str:

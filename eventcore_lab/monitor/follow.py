@@ -24,7 +24,7 @@ from eventcore_lab.lab.database import Lab, LabError
 from eventcore_lab.monitor.facts import NO_ROWS, Mark, News, Watched
 from eventcore_lab.monitor.state import LOOK_ROWS_MAX
 from eventcore_lab.monitor.tails import Read, RunFolder, gauges_at, marks_at
-from eventcore_lab.schema import BEGUN, RUN_FILE, RUN_STATUS, SAMPLE_WORDS, Outcome
+from eventcore_lab.schema import BEGUN, RUN_STATUS, SAMPLE_WORDS, Outcome
 
 NOTICE_EVERY_S = 0.1
 SMALL_ROWS = 20_000
@@ -107,9 +107,9 @@ class Followed:
             run.refresh()
         self._dead &= listed
         for name in sorted(listed - self._runs.keys() - self._dead - set(self._over)):
-            if not (self._spool / name / RUN_FILE).exists():
-                continue
             run = RunFolder(self._spool / name)
+            if not run.is_one():
+                continue
             run.refresh()
             if run.has_ended:  # left by a process that died, or taken in just now
                 run.close()
@@ -134,8 +134,8 @@ class Followed:
                 self._marks.append(
                     Mark(t, "another run is under way", f"{run.run_id} is not followed while {runs[-1].run_id} is")
                 )
-        if runs:
-            runs[-1].is_aside = False
+        if runs and runs[-1].is_aside:
+            runs[-1].come_back_to()
         return runs[-1] if runs else None
 
     def _forget(self, run: RunFolder) -> None:
@@ -187,6 +187,7 @@ class Followed:
             watched=watched,
             rows=read.rows,
             waiting=read.waiting,
+            known_from_ns=run.known_from_ns,
             gauges=gauges_at(read.gauges, began),
             marks=(*marks_at(read.marks, began), *self._taken_marks()),
         )

@@ -53,6 +53,8 @@ class Seen(Protocol):
     def oldest_s(self) -> float: ...
     @property
     def catching_up(self) -> bool: ...
+    @property
+    def is_cut(self) -> bool: ...
 
 
 class Watch(Struct, frozen=True, kw_only=True):
@@ -95,7 +97,9 @@ def health(seen: Seen, watch: Watch, now: float) -> Health:
         down += [reason for reason in found.values() if reason]
     degraded = list(watch.troubles)
     if seen.catching_up:
-        degraded.append("more operations than can be kept exactly: the window is shorter than asked for")
+        degraded.append("catching up with what was recorded before: what is shown is older than now, and alerts wait")
+    if seen.is_cut:
+        degraded.append("not every operation of the window is kept: it is shorter than asked for")
     if down:
         return Health("down", tuple(down + degraded), checks)
     return Health("degraded" if degraded else "ok", tuple(degraded) or (_well(watched),), checks)

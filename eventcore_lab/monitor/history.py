@@ -9,6 +9,7 @@ from threading import Lock
 from uuid import uuid4
 
 import duckdb
+import msgspec
 
 from eventcore_lab.lab import alerts as lines
 from eventcore_lab.lab.database import Lab, LabError
@@ -28,6 +29,7 @@ class History:
         self._lab, self._life, self._lock = lab, uuid4().hex, Lock()
         self._unwritten: deque[lines.AlertLine] = deque(maxlen=KEPT_MAX)
         self._outcomes: OrderedDict[str, dict[str, str]] = OrderedDict()
+        self._has_news = True  # of monitors before
 
     def add(self, alerts: Sequence[Alert] = ()) -> bool:
         """Keep these, and what could not be written before; whether all is written now."""
@@ -44,15 +46,20 @@ class History:
             if len(self._outcomes) > KEPT_MAX:
                 self._outcomes.popitem(last=False)
             told = "; ".join(f"{name}: {what}" for name, what in known.items())
-            self._unwritten.append(lines.AlertLine(alert_id=alert_id, delivered=told))
+            self._unwritten.append(msgspec.structs.replace(self._line(alert), delivered=told))
             self._written()
 
     def take_in(self) -> int:
-        """Have the Lab take in what is in the spool, if it is free just now; gives the number of new changes. It blocks for as
-        long as DuckDB takes, so call it in a thread, once a minute or so."""
+        """Have the Lab take in what is in the spool, if there is anything new and the Lab is free just now; gives the number of
+        new changes. It blocks for as long as DuckDB takes, so call it in a thread, once a minute or so."""
+        self.add()
+        if not self._has_news:
+            return 0
+        self._has_news = False  # before it is looked: what is written meanwhile is for the next time
         try:
             return Lab(self._lab.path, busy_timeout_s=TAKE_TIMEOUT_S).take_alerts()
         except (LabError, duckdb.Error, OSError):
+            self._has_news = True
             return 0
 
     def close(self) -> bool:
@@ -65,6 +72,7 @@ class History:
             try:
                 if lines.append(self._lab.spool, list(self._unwritten), patient=patient):
                     self._unwritten.clear()
+                    self._has_news = True
             except OSError:
                 return False
         return not self._unwritten

@@ -25,8 +25,9 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from eventcore_lab.monitor.facts import EDGES_MS, Gauge
-from eventcore_lab.monitor.health import LOOKS_PER_RUN, Health
+from eventcore_lab.monitor.health import LOOK_FRESH_S, LOOKS_PER_RUN, Health
 from eventcore_lab.monitor.state import State
+from eventcore_lab.monitor.window import OBSERVED
 
 TEXT, OPENMETRICS = exposition.CONTENT_TYPE_PLAIN_0_0_4, openmetrics.CONTENT_TYPE_LATEST
 LABEL_CHARS_MAX = 100
@@ -55,7 +56,7 @@ class Own(Struct, frozen=True, kw_only=True):
     look_age_s: float
     looks: int = 0
     errors: int = 0
-    streams: int = 0
+    dashboards: int = 0
     firing: Mapping[str, tuple[str, bool]] = {}
 
 
@@ -149,17 +150,19 @@ class Metrics(Collector):
 
     def _counters(self) -> Iterator[Metric]:
         totals = self._state.totals
+        yield _counter(
+            "eventcore_events",
+            "Events stored by operations that were ok; of an existing store all that were.",
+            totals.events,
+        )
+        if self._is_observed:
+            return  # nobody knows of its commands
         commands = CounterMetricFamily(
             "eventcore_commands", "Operations that ended, by outcome, since the monitor began.", labels=["outcome"]
         )
         for outcome in ("ok", "conflict", "failed", "unknown", "dropped"):
             commands.add_metric([outcome], totals.outcomes.get(outcome, 0))
         yield commands
-        yield _counter(
-            "eventcore_events",
-            "Events stored by operations that were ok; of an existing store all that were.",
-            totals.events,
-        )
         yield _counter("eventcore_lab_runs", "Runs seen since the monitor began.", totals.runs)
 
     def _rates(self) -> Iterator[Metric]:
@@ -171,6 +174,8 @@ class Metrics(Collector):
             yield from _known(f"eventcore_{noun}_per_second", text, self._figure(f"{noun}_per_second"))
 
     def _latencies(self) -> Iterator[Metric]:
+        if self._is_observed:
+            return
         totals = self._state.totals
         yield _histogram(
             "eventcore_command_latency_seconds",
@@ -201,8 +206,8 @@ class Metrics(Collector):
         state, fresh = self._state, self._fresh()
         streams = next((fresh[name].value for name in ("loader.streams", "store.streams") if name in fresh), math.nan)
         yield from _known("eventcore_active_streams", "Streams that have events, as far as it is known.", streams)
-        in_flight = float(state.waiting) if state.is_loaded else math.nan
-        oldest_s = state.oldest_s if state.is_loaded else math.nan
+        is_known = state.is_loaded and not self._is_stale
+        in_flight, oldest_s = (float(state.waiting), state.oldest_s) if is_known else (math.nan, math.nan)
         yield from _known("eventcore_lab_operations_in_flight", "Operations under way.", in_flight)
         yield from _known(
             "eventcore_lab_oldest_operation_age_seconds",
@@ -233,7 +238,7 @@ class Metrics(Collector):
         )
 
     def _judged(self) -> Iterator[Metric]:
-        held = {"pass": 1.0, "fail": 0.0}
+        held = {} if self._is_stale else {"pass": 1.0, "fail": 0.0}
         yield from self._labelled(
             "eventcore_lab_target_held",
             "Whether the window keeps to a target: 1 it does, 0 it does not, NaN it cannot be said.",
@@ -267,9 +272,9 @@ class Metrics(Collector):
             "eventcore_lab_monitor_window_seconds", "The window asked for.", state.window_s, unit="seconds"
         )
         yield GaugeMetricFamily(
-            "eventcore_lab_monitor_window_cut", "Whether the window is shorter than that.", float(state.catching_up)
+            "eventcore_lab_monitor_window_cut", "Whether the window is shorter than that.", float(state.is_cut)
         )
-        yield GaugeMetricFamily("eventcore_lab_monitor_streams", "Dashboards that listen.", own.streams)
+        yield GaugeMetricFamily("eventcore_lab_monitor_dashboards", "Dashboards that listen.", own.dashboards)
         yield GaugeMetricFamily("eventcore_lab_series_left_out", "Series beyond the bounds.", self._left_out)
         yield _counter("eventcore_lab_monitor_looks", "Looks at the source.", own.looks)
         yield _counter("eventcore_lab_monitor_look_errors", "Looks that came to nothing.", own.errors)
@@ -278,7 +283,16 @@ class Metrics(Collector):
         )
 
     def _figure(self, name: str) -> float:
-        return self._state.figures.get(name, math.nan)
+        return math.nan if self._is_stale else self._state.figures.get(name, math.nan)
+
+    @property
+    def _is_stale(self) -> bool:
+        """Whether the window stands still, because nothing could be looked at."""
+        return self._state.fresh_s(self._now) > LOOK_FRESH_S
+
+    @property
+    def _is_observed(self) -> bool:
+        return self._state.watched is not None and self._state.watched.status == OBSERVED
 
     def _fresh(self) -> dict[str, Gauge]:
         """The gauges whose last value still stands."""

@@ -21,10 +21,10 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from eventcore_lab.clock import NS_PER_S, now_ns
+from eventcore_lab.clock import sleep_s
 from eventcore_lab.lab.database import Lab
 from eventcore_lab.lab.targets import Targets
-from eventcore_lab.monitor.access import Access
+from eventcore_lab.monitor.access import Access, is_loopback
 from eventcore_lab.monitor.alerts import Alerts, rules_of
 from eventcore_lab.monitor.delivery import Delivery
 from eventcore_lab.monitor.facts import Alert, Source
@@ -33,7 +33,7 @@ from eventcore_lab.monitor.server import Server
 from eventcore_lab.monitor.state import State
 from eventcore_lab.monitor.watching import Watching
 from eventcore_lab.schema import LOCK_FILE
-from eventcore_lab.spec import UsageError
+from eventcore_lab.spec import UsageError, shown
 
 PORT, PORTS_TRIED = 8765, 20
 WINDOW_S = (1.0, 3600.0)
@@ -79,10 +79,12 @@ class Monitor:
         self._access = Access.of(order.host, order.token, order.allowed_hosts)
         self._alerts = Alerts(rules_of(targets, order.alerts) if order.has_alerts else [], enabled=order.has_alerts)
         self._lab = Lab(order.lab)
+        if self._lab.path.is_dir():
+            raise UsageError(f"--lab {shown(order.lab)} is a folder; give the file of results in it, as in lab.duckdb")
         self._kept = _Kept(self._lab, order.is_beside)
         self._delivery = Delivery(
             order.notify,
-            tell=None if order.is_beside else lambda text: say("alert", text=text),
+            tell=lambda text: say("alert", text=text),
             results=self._kept.history.delivered,
         )
         self._watching = Watching(
@@ -100,18 +102,28 @@ class Monitor:
         order = self.order
         server = Server(self._watching, self._access)
         server.listen(order.host, order.port, order.tries)
-        beating = asyncio.ensure_future(self._watching.run())
-        self._say("ready", url=self._url(server.port), port=server.port, pid=os.getpid())
+        tasks = [asyncio.ensure_future(self._watching.run()), asyncio.ensure_future(self._kept.taking_in())]
+        self._say(
+            "ready",
+            url=self._url(server.port),
+            port=server.port,
+            lab=order.lab,
+            is_empty=not order.store and not self._lab.spool.is_dir(),
+            has_token=bool(self._access.token),
+            has_name=is_loopback(order.host) or bool(self._access.names),
+        )
         with suppress(TimeoutError):
             await asyncio.wait_for(self.ended.wait(), order.seconds or None)
-        beating.cancel()
-        await asyncio.wait([beating], timeout=CLOSE_TIMEOUT_S)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=CLOSE_TIMEOUT_S)
         await server.close()
         await asyncio.to_thread(self._delivery.close, CLOSE_TIMEOUT_S)
         await asyncio.to_thread(self._kept.close)
 
     def _url(self, port: int) -> str:
-        host = "127.0.0.1" if self.order.host in ("0.0.0.0", "") else self.order.host
+        host = self.order.host.strip("[]")
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         return f"http://{f'[{host}]' if ':' in host else host}:{port}/dashboard"
 
     def _source(self) -> Source:
@@ -140,7 +152,6 @@ class _Kept:
         self.history, self._is_beside = History(lab), is_beside
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="alert history")
         self._waiting = self._left_out = 0
-        self._taken_ns = now_ns()
 
     @property
     def troubles(self) -> Sequence[str]:
@@ -156,10 +167,13 @@ class _Kept:
     def _written(self, alerts: Sequence[Alert]) -> None:
         self.history.add(alerts)
         self._waiting -= 1
-        # Beside a run nobody but the run may hold the Lab's file: it takes them in, with its runs.
-        if not self._is_beside and now_ns() - self._taken_ns > TAKE_EVERY_S * NS_PER_S:
-            self.history.take_in()
-            self._taken_ns = now_ns()
+
+    async def taking_in(self) -> None:
+        """Have the Lab take in what is new, now and then, until cancelled. Beside a run nobody but the run may hold the Lab's
+        file: it takes them in, with its runs."""
+        while not self._is_beside:
+            await sleep_s(TAKE_EVERY_S)
+            await asyncio.wrap_future(self._thread.submit(self.history.take_in))
 
     def close(self) -> None:
         self._thread.shutdown(wait=True)
@@ -170,7 +184,7 @@ class _Kept:
 def _is_held(lock: Path) -> bool | None:
     """Whether a live process holds this lock; None if there is no such file."""
     try:
-        descriptor = os.open(lock, os.O_RDONLY)
+        descriptor = os.open(lock, os.O_RDONLY | os.O_NONBLOCK)  # whatever has that name
     except OSError:
         return None
     try:

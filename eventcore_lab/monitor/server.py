@@ -12,11 +12,12 @@ import errno
 import logging
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, ClassVar
 
 from tornado.http1connection import HTTP1ServerConnection
 from tornado.httpserver import HTTPServer
-from tornado.iostream import IOStream
+from tornado.iostream import IOStream, StreamClosedError
 from tornado.web import Application, HTTPError, RequestHandler
 
 from eventcore_lab.clock import NS_PER_S, now_ns
@@ -72,7 +73,7 @@ class Server:
         UsageError if there is none."""
         for n in range(tries):
             try:
-                sockets = _bound(host, port + n)
+                sockets = _bound(host.strip("[]"), port + n)
             except (OSError, OverflowError, UnicodeError) as error:
                 if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
                     continue
@@ -252,7 +253,9 @@ class _Events(_Answer):
         self.server.streams.add(self)
         self.server.watching.listeners.add(self.take)
         try:
-            self._send(b"retry: %d\n\n" % RETRY_MS + self.server.watching.hello())
+            self.write(b"retry: %d\n\n" % RETRY_MS)
+            await self.flush()
+            self._send(self.server.watching.hello())
             await self._over.wait()
         finally:
             self._forget()
@@ -268,10 +271,16 @@ class _Events(_Answer):
         self._is_behind = False
 
     def _send(self, data: bytes) -> None:
-        self.write(data)
+        """Past the framing of Tornado, which would copy: a hello may have 40 MB, and a hundred may wait for the same one."""
+        connection: Any = self.request.connection
+        is_chunked = self.request.version == "HTTP/1.1"
         self._sent_ns = now_ns()
-        self._pending = asyncio.ensure_future(self.flush())
-        self._pending.add_done_callback(lambda sent: sent.cancelled() or sent.exception())  # gone: on_connection_close
+        with suppress(StreamClosedError):  # on_connection_close follows
+            if is_chunked:
+                connection.stream.write(b"%x\r\n" % len(data))
+            self._pending = connection.stream.write(data)
+            if is_chunked:
+                self._pending = connection.stream.write(b"\r\n")
 
     def on_connection_close(self) -> None:
         self._forget()

@@ -10,6 +10,7 @@ of its rows, not at the look's own time, until it has caught up.
 from __future__ import annotations
 
 import math
+import sys
 from collections import deque
 
 import numpy as np
@@ -104,8 +105,13 @@ class State:
 
     @property
     def catching_up(self) -> bool:
-        """Whether the window is not the one that was asked for: it ends earlier than now, or has more rows than are kept."""
-        return self._is_behind or self._window.is_short
+        """Whether there is more than one look brings, and the window ends earlier than now."""
+        return self._is_behind
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the window is shorter than was asked for: not all the rows that ended within it are kept, or were seen."""
+        return self._window.is_short
 
     def fresh_s(self, now: float) -> float:
         """How long ago the newest look was that was not an error; infinitely, if there was none."""
@@ -115,6 +121,7 @@ class State:
         """Take in what a look has brought; gives the seconds that became complete with it, oldest first."""
         complete = self._looked_at(news)
         self._watch(news)
+        self._window.cut(news.known_from_ns)
         began_ns = self._began_ns(news)
         ended_ns = news.rows[:, _ENDED] + began_ns
         self._stand(news.t, ended_ns, len(news.rows) >= LOOK_ROWS_MAX)
@@ -125,10 +132,12 @@ class State:
             self._note_waiting(news, ended_ns, began_ns)
         complete += self._completed(began_ns)
         self._window.compute(self._loaded or self.watched, self._at, self._waiting_ns)
-        self.held = (
-            held(self.targets, self.figures, self._window.basis, self._loaded or self.watched) if self.targets else []
-        )
+        self.held = self.hold(self.targets) if self.targets else []
         return complete
+
+    def hold(self, targets: Targets) -> list[Held]:
+        """Any targets, held to the window as it is now."""
+        return held(targets, self.figures, self._window.basis, self._loaded or self.watched)
 
     def _looked_at(self, news: News) -> list[Second]:
         """Note when it was looked, and whether it could be. If the wall clock was set back, what was being built is over."""
@@ -153,7 +162,7 @@ class State:
         watched = news.watched
         if watched is None and news.error:
             return
-        self.watched = watched
+        before, self.watched = self.watched, watched
         if watched is None:
             return
         if watched.run_id and watched.run_id != self._last_run:
@@ -162,6 +171,9 @@ class State:
             self._runs.append(watched.run_id)
         if watched.status == OBSERVED:
             self._loaded = None
+            if before is None or before.title != watched.title:  # another store, and what it counts
+                self._window.begin()
+                self._stored = None
         elif watched.began is not None:
             if self._loaded is None or self._loaded.run_id != watched.run_id:
                 self._window.begin()
@@ -248,7 +260,7 @@ class State:
         for gauge in gauges:
             if not math.isfinite(gauge.value):
                 continue
-            name = f"{gauge.source}.{gauge.name}"
+            name = sys.intern(f"{gauge.source}.{gauge.name}")  # not a text of its own in each second of the history
             known = self.gauges.get(name)
             if (known is None and len(self.gauges) < GAUGES_MAX) or (known is not None and known.t <= gauge.t):
                 self.gauges[name] = gauge

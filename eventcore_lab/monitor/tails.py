@@ -98,14 +98,15 @@ class Read(Struct, frozen=True):
 
 class RunFolder:
     """`row`: what RUN_FILE says. `is_gone`: the folder was removed. `has_ended`: nobody works in it any more, or it says how it
-    ended. `is_behind`: the last reading has left something that could have been read."""
+    ended. `is_behind`: the last reading has left something that could have been read. `known_from_ns`: see facts.News."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.run_id = path, path.name
         self.row: dict[str, Any] = {}
         self.is_gone = self.is_held = self.has_load_ended = self.is_behind = self.is_aside = False
-        self.told_skipped = self.asked = 0
-        self._stamp = (0, 0)
+        self.told_skipped = self.asked = self.known_from_ns = 0
+        self._skipped: dict[Watcher, int] = {}
+        self._stamp = (0, 0, 0)
         self._watchers: list[Watcher] = []
         self._reached: dict[Watcher, int] = {}
         self._opened: set[Watcher] = set()
@@ -133,6 +134,13 @@ class RunFolder:
         workers = self._watchers if self.is_gone and not self.row.get("cluster") else []
         return [n for n, watcher in enumerate(workers) if watcher not in self._opened]
 
+    def is_one(self) -> bool:
+        """Whether it is a run's, and can be read; a folder that cannot must not hide the others."""
+        try:
+            return (self.path / RUN_FILE).is_file() and os.access(self.path / RUN_FILE, os.R_OK)
+        except OSError:
+            return False
+
     def refresh(self) -> None:
         """Look what has become of it, and open what has appeared. The lock is looked at first: who lets go of it has written
         down before how the run ended."""
@@ -142,12 +150,12 @@ class RunFolder:
             self.is_held = not isinstance(error, FileNotFoundError)
         try:
             about = (self.path / RUN_FILE).stat()
-            if self._stamp != (stamp := (about.st_mtime_ns, about.st_ino)):
+            if self._stamp != (stamp := (about.st_mtime_ns, about.st_ino, about.st_size)):
                 self.row = msgspec.json.decode((self.path / RUN_FILE).read_bytes(), type=dict[str, Any])
                 self._stamp = stamp
         except FileNotFoundError:
             self.is_gone = True
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             pass  # not ours; what it said before stands
         self._hold()
 
@@ -169,7 +177,7 @@ class RunFolder:
             parts.append(rows := watcher.new_rows(ROWS_AT_ONCE))
             count += len(rows)
             if len(rows):
-                self._reached[watcher] = max(int(rows[:, _ENDED].max()), self._reached.get(watcher, 0))
+                self._note_reached(watcher, rows[:, _ENDED])
             if not watcher.is_behind:
                 left.remove(watcher)
         gauges, marks = self._gauges.new(), self._marks.new()
@@ -177,6 +185,17 @@ class RunFolder:
         self.is_behind = bool(left) or self._gauges.is_behind or self._marks.is_behind
         waiting = np.concatenate([NO_TIMES, *(watcher.waiting for watcher in self._watchers)])
         return Read(np.concatenate(parts), waiting, tuple(gauges), tuple(marks))
+
+    def _note_reached(self, watcher: Watcher, ended_ns: NDArray[np.int64]) -> None:
+        self._reached[watcher] = max(int(ended_ns.max()), self._reached.get(watcher, 0))
+        if watcher.skipped > self._skipped.get(watcher, 0):
+            self._skipped[watcher] = watcher.skipped
+            self.known_from_ns = max(self.known_from_ns, int(ended_ns.min()))
+
+    def come_back_to(self) -> None:
+        """Somebody else was followed meanwhile, and what was known of this run before was forgotten over it."""
+        self.is_aside = False
+        self.known_from_ns = max(self.known_from_ns, *self._reached.values(), 0)
 
     def watched(self, unix_less_monotonic_ns: int, status: str = "") -> Watched:
         """As the page is told of it. While it goes on, the row's own `status` says how it would have ended if it were dead."""

@@ -64,7 +64,7 @@ class Watching:
         self._seconds: deque[Raw] = deque(maxlen=state.history.maxlen)
         self._looked_ns: int | None = None
         self._ended_ns = now_ns()
-        self._run_id = ""
+        self._run_id = self._trouble = ""
         self._look: asyncio.Task[News] | None = None
         self._said: dict[str, int] = {}
         self._hello: tuple[int, bytes] = (-1, b"")
@@ -75,11 +75,20 @@ class Watching:
         due_ns = now_ns()
         try:
             while True:
-                await self.beat()
+                await self._beaten()
                 due_ns = max(due_ns + int(BEAT_S * NS_PER_S), now_ns())
                 await sleep_s((due_ns - now_ns()) / NS_PER_S)
         finally:
             await self._over()
+
+    async def _beaten(self) -> None:
+        """A beat that goes wrong is said, here and by /health, and is not the last."""
+        try:
+            await self.beat()
+            self._trouble = ""
+        except Exception as error:
+            self._trouble = f"a beat failed: {type(error).__name__}"
+            self._say_once(self._trouble)
 
     async def beat(self) -> None:
         """One second's work: what the look brought, if it came back in time, what follows from it, and a frame for all."""
@@ -92,7 +101,11 @@ class Watching:
         self._seconds.extend(encoded := [wire.encoded(second) for second in seconds])
         frame = wire.second(self.clock(), self.state, encoded, marks, changes, self.health())
         for listener in tuple(self.listeners):
-            listener(frame)
+            try:
+                listener(frame)
+            except Exception as error:  # of one that is gone: the others are told all the same
+                self.listeners.discard(listener)
+                self._say_once(f"a dashboard could not be told: {type(error).__name__}")
 
     def hello(self) -> bytes:
         """Everything, for somebody who comes new; made once for all who come between two beats."""
@@ -109,7 +122,7 @@ class Watching:
                 look_age_s=self.look_age_s,
                 looks=self.looks,
                 errors=self.errors,
-                streams=len(self.listeners),
+                dashboards=len(self.listeners),
                 firing=self._firing(),
             )
             self._metrics[kind] = self.beats, wire.blanked(Metrics(self.state, own, self.clock()).text(kind))
@@ -127,7 +140,7 @@ class Watching:
             look_age_s=self.look_age_s,
             since_ended_s=(now_ns() - self._ended_ns) / NS_PER_S,
             is_held=is_held,
-            troubles=tuple(self._troubles()),
+            troubles=(*filter(None, (self._trouble,)), *self._troubles()),
         )
         return health(self.state, watch, self.clock())
 

@@ -2,8 +2,8 @@
 
 Each figure is computed as lab.measures defines it, from rows that are all kept, so percentiles are exact order statistics. A
 window that covers the whole steady part of a run gives what the lab says of that run. What the lab never meets: operations
-under way count as at least as slow as they are old. Bounded: of more rows than ROWS_MAX the oldest go, and the window is
-shorter than asked.
+under way count as at least as slow as they are old. Bounded: of more rows than ROWS_MAX the oldest go. Then, and where a source has not seen all, the
+window is shorter than asked, and rates are those of what is left of it.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Window:
         self.figures: dict[str, float] = dict.fromkeys(UNITS, math.nan)
         self.basis = Basis()
         self.is_short = False
-        """Whether more rows ended within the window than are kept."""
+        """Whether not all the rows that ended within the window are kept, or were seen."""
         self.begin()
 
     def begin(self) -> None:
@@ -106,6 +106,11 @@ class Window:
         self._kept = 0
         self._cut_ns = self._last_ns = -(2**62)
         self._points: dict[str, deque[tuple[float, float]]] = {name: deque(maxlen=POINTS_MAX) for name in _KEPT}
+
+    def cut(self, known_from_ns: int) -> None:
+        """Of what ended before this not everything is known, and nothing of it counts; 0: all is known."""
+        if known_from_ns:
+            self._cut_ns = max(self._cut_ns, known_from_ns - 1)
 
     def add(self, rows: NDArray[np.int64]) -> None:
         """Rows of samples that ended, shape (n, 8)."""

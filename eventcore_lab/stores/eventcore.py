@@ -106,7 +106,8 @@ class EventCore:
     who work with it, is refused with StoreError."""
 
     def __init__(self, pool: Pool, is_writable: bool = True) -> None:
-        self._pool, self._is_writable = pool, is_writable
+        self.pool = self._pool = pool
+        self._is_writable = is_writable
 
     async def append(self, writes: Sequence[StreamWrite]) -> AppendResult:
         self._check_writable()

@@ -156,7 +156,8 @@ class Events:
             return ""
         if self._table is None:
             return "no event store that is known here" + (f" in schema {self._schema}" if self._schema else "")
-        return f"{self._table.kind.title} in schema {self._table.schema}"
+        where = self._table.name if self._table.alike > 1 else f"schema {self._table.schema}"
+        return f"{self._table.kind.title} in {where}"
 
     def forget(self) -> None:
         """What was found is not there any more."""

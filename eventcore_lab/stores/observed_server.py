@@ -59,6 +59,8 @@ _COLUMNS = """SELECT relname::text || '.' || attname FROM pg_attribute JOIN pg_c
     WHERE relnamespace = 'pg_catalog'::regnamespace AND attnum > 0
     AND relname IN ('pg_stat_wal', 'pg_stat_io', 'pg_stat_checkpointer', 'pg_stat_bgwriter', 'pg_stat_database')"""
 
+_COUNTS_SINCE = "SELECT stats_reset FROM pg_catalog.pg_stat_bgwriter"
+
 _COUNTERS = {
     "transactions_committed_total": "pg_stat_database.xact_commit",
     "transactions_rolled_back_total": "pg_stat_database.xact_rollback",
@@ -97,12 +99,18 @@ class Server:
         self._counters = ""
         self._waits_known: dict[str, None] = {}
         self._oldest: tuple[int | None, int] = (None, 0)
+        self._counts_since: Any = None
+        self.crashes = 0
         self.oldest_writing_s = 0.0
         """Of the last look: the age of the oldest transaction that has written something."""
 
     async def learn(self, raw: Any) -> None:
-        """Find out what this server can be asked."""
+        """Find out what this server can be asked, and, by a new connection, whether it has crashed since the last: then, and
+        not after an orderly restart, it has thrown its counters away and begun new ones."""
         self._counters = counters_sql({row[0] for row in await raw.fetch(_COLUMNS)})
+        since = await raw.fetchval(_COUNTS_SINCE)
+        self.crashes += self._counts_since not in (None, since)
+        self._counts_since = since
 
     async def activity(self, raw: Any) -> Gauges:
         found = dict(await raw.fetchrow(ACTIVITY))

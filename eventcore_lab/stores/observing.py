@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import asyncpg
@@ -209,6 +210,15 @@ class Observer:
         if (key := f"{name}\n{detail}") not in self._told and len(self._told) < 100:
             self._told.add(key)
             self._notes.append((name, detail))
+
+    async def crashes(self) -> int:
+        """How often the server has crashed since it was first reached, as far as it could be seen: one that crashed again
+        before it was reached in between has crashed once. Asked anew; with no answer what was known."""
+        if self.version:
+            with suppress(Exception):
+                await self._connect()
+            await self.close()
+        return self._server.crashes
 
     async def close(self) -> None:
         """End the connection, politely within a second."""

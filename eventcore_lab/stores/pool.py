@@ -99,6 +99,16 @@ class Pool:
     def command_timeout_s(self) -> float:
         return self._settings.command_timeout_s
 
+    @property
+    def in_use(self) -> int:
+        """How many connections somebody has."""
+        return len(self._busy)
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for one."""
+        return len(self._waiters)
+
     async def acquire(self) -> Connection:
         """A connection of one's own until `release`. Raises StoreUnreachable when none can be had in time, or any more."""
         if self._is_closed:

@@ -102,7 +102,8 @@ class Postgres:
     """A Store over a pool of its own."""
 
     def __init__(self, pool: Pool, horizon: Horizon) -> None:
-        self._pool, self._horizon = pool, horizon
+        self.pool = self._pool = pool
+        self._horizon = horizon
 
     async def append(self, writes: Sequence[StreamWrite]) -> AppendResult:
         if len(writes) != 1 or not writes[0].events:

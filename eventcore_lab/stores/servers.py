@@ -10,8 +10,9 @@ import asyncio
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -137,7 +138,7 @@ class PostgresDriver:
             _durability({**facts, "synchronous_commit": self._synchronous_commit}, filesystem),
             f"PostgreSQL {facts['server_version']}",
             facts={f"postgres.{k}": v for k, v in facts.items()},
-            server_pids=pids or (lambda: _family(postmaster_pid)),
+            server_pids=pids or _Family(postmaster_pid).pids,
         )
 
     async def connect(self, address: Address, pool: PoolSettings, **settings: str) -> Store:
@@ -238,9 +239,28 @@ def _postmaster_of(backend_pid: int) -> int | None:
         return None
 
 
-def _family(postmaster_pid: int | None) -> list[int]:
+class _Family:
+    """The processes of a server on this machine, by its main process; also after it has been started again."""
+
+    def __init__(self, postmaster_pid: int | None) -> None:
+        self._pid, self._folder = postmaster_pid, None
+        with suppress(psutil.Error):
+            self._folder = psutil.Process(postmaster_pid).cwd() if postmaster_pid else None  # the folder of its data
+
+    def pids(self) -> list[int]:
+        found = _with_children(self._pid)
+        if not found and self._folder:
+            with suppress(OSError, ValueError, IndexError):  # not running, or not for us to read
+                self._pid = int((Path(self._folder) / "postmaster.pid").read_text().split()[0])
+            found = _with_children(self._pid)
+        return found
+
+
+def _with_children(pid: int | None) -> list[int]:
     try:
-        postmaster = psutil.Process(postmaster_pid) if postmaster_pid else None
-        return [postmaster.pid, *(child.pid for child in postmaster.children())] if postmaster else []
+        process = psutil.Process(pid) if pid else None
+        if process is None or "postgres" not in process.name():
+            return []
+        return [process.pid, *(child.pid for child in process.children())]
     except psutil.Error:
         return []

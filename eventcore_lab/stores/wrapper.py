@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from eventcore_lab.events import (
     EVERYTHING,
@@ -22,11 +23,31 @@ from eventcore_lab.stores.protocol import Lease, Store
 async def positions_drawn(store: Store) -> int | None:
     """How many positions the store has given out, stored or not; None when it does not say. Only a store whose positions
     come from a sequence has anything to say: its own method of this name."""
-    while isinstance(store, Wrapper):
-        store = store.inner
-    ask = getattr(store, "positions_drawn", None)
+    ask = getattr(_innermost(store), "positions_drawn", None)
     drawn: int | None = await ask() if ask is not None else None
     return drawn
+
+
+class UsesPool(Protocol):
+    """What a pool of connections tells of itself at any moment."""
+
+    @property
+    def in_use(self) -> int: ...
+    @property
+    def waiting(self) -> int: ...
+
+
+def pool_of(store: Store) -> UsesPool | None:
+    """The pool that a store's appends take their connections from; None when it does not say. Only a store over one of ours has
+    anything to say: its own attribute `pool`."""
+    pool: UsesPool | None = getattr(_innermost(store), "pool", None)
+    return pool
+
+
+def _innermost(store: Store) -> Store:
+    while isinstance(store, Wrapper):
+        store = store.inner
+    return store
 
 
 class Wrapper:
