@@ -490,9 +490,7 @@ async def test_joining_late_beside_a_rotation_is_said(followed: Followed, run: R
     assert not names(await followed.look())
 
 
-def test_ten_thousand_under_way_are_looked_at_with_a_few_reads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ten_thousand_under_way_are_looked_at_with_a_few_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read, reads = Watcher._read, []
 
     def counted(self: Watcher, file: int, row: int, count: int) -> NDArray[np.int64]:

@@ -742,7 +742,7 @@ def test_a_mistake_gets_one_line_and_code_2(
     monkeypatch.setenv("MONITOR_TOKEN", TOKEN)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         given = [str(taken.getsockname()[1]) if a == "TAKEN" else a for a in arguments]
-        code, out, err = said(capsys, "monitor", *given)
+        code, out, err = said(capsys, "monitor", "--seconds", "0.1", *given)  # in case it is none
     assert (code, err.count("\n"), out) == (2, 1, "") and part in err, err
     assert "b@c" not in err and TOKEN not in err
 

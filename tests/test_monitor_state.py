@@ -357,7 +357,9 @@ def test_another_store_that_is_observed_has_not_grown_by_what_it_has_more() -> N
     state = State(window_s=60)
     for n, (title, value) in enumerate([("a", 10), ("a", 20), ("b", 5000), ("b", 5007), ("b", 5007)]):
         about = Watched(status="observed", store="env:STORE", title=title)
-        state.add(News(t=at(1000 * n + 10), watched=about, gauges=(Gauge(at(1000 * n), "store", "events_total", value),)))
+        state.add(
+            News(t=at(1000 * n + 10), watched=about, gauges=(Gauge(at(1000 * n), "store", "events_total", value),))
+        )
     assert state.totals.events == 17 and state.figures["events_per_second"] == 7 / 2
 
 

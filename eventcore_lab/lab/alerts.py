@@ -30,8 +30,8 @@ _LOCK_TIMEOUT_S, _LOCK_POLL_S = 1.0, 0.01
 
 
 class AlertLine(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One change of an alert (`alerted_at`: Unix time), and what became of telling it, as far as that is known: the same change may
-    come again with more of that, and either line may be the first that the Lab gets."""
+    """One change of an alert (`alerted_at`: Unix time), and what became of telling it, as far as that is known: the same change
+    may come again with more of that, and either line may be the first that the Lab gets."""
 
     alert_id: str
     alerted_at: float = 0.0
@@ -71,7 +71,8 @@ def set_aside(spool: Path) -> list[Path]:
 
 
 def take_in(con: duckdb.DuckDBPyConnection, files: Sequence[Path]) -> int:
-    """Insert the changes that are new, note what became of telling them; gives the number of new ones. Malformed lines are left out."""
+    """Insert the changes that are new, note what became of telling them; gives how many are new. Malformed lines are left
+    out."""
     lines = [line for file in files for line in _lines(file)]
     changes = {line.alert_id: line for line in lines if line.state}
     outcomes = {line.alert_id: line.delivered for line in lines if line.delivered}

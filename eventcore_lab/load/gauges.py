@@ -1,4 +1,4 @@
-"""Values that a process of the load tells while it goes on: lines of the run's gauges, beside those of the parent's companions."""
+"""What a process of the load tells of itself while it goes on: lines of the run's gauges, beside those of the companions."""
 
 from __future__ import annotations
 

@@ -9,9 +9,10 @@ delivery.py and kept by history.py. The course of a rule:
     firing → ok             kept for `resolve_for_s` without a break, or the load ended
 
 A look that cannot be judged (it failed, or shows what was a while ago; nothing to compute the figure from, warming up, too few
-samples, everything that was offered was answered) is neither: it adds to no time, and a pending or firing rule stays as it is. A break of LOOK_GAP_MAX_S without a
-judged look begins the time anew. Whoever was told of `firing` is told of `resolved` once; within `cooldown_s` of having been
-told, the same rule does not tell again, which `silenced` says once. If it still fires when that is over, it tells then.
+samples, everything that was offered was answered) is neither: it adds to no time, and a pending or firing rule stays as it is.
+A break of LOOK_GAP_MAX_S without a judged look begins the time anew. Whoever was told of `firing` is told of `resolved` once;
+within `cooldown_s` of having been told, the same rule does not tell again, which `silenced` says once. If it still fires when
+that is over, it tells then.
 """
 
 from __future__ import annotations

@@ -60,9 +60,9 @@ class Mark(Struct, frozen=True):
 
 class News(Struct, frozen=True, kw_only=True):
     """What a source has seen since it was last looked at. `rows`: samples that ended, shape (n, 8), in the words of
-    schema.SAMPLE_WORDS, their times ns since `watched.began`. `waiting`: due times of operations under way, alike. Of those that
-    ended before `known_from_ns` not all were, or will be, seen (0: all will). `error`: why it could not look (one line, without
-    secrets); what it had seen before stands."""
+    schema.SAMPLE_WORDS, their times ns since `watched.began`. `waiting`: due times of operations under way, alike. Of those
+    that ended before `known_from_ns` not all were, or will be, seen (0: all will). `error`: why it could not look (one line,
+    without secrets); what it had seen before stands."""
 
     t: float
     watched: Watched | None = None

@@ -2,8 +2,8 @@
 
 Each figure is computed as lab.measures defines it, from rows that are all kept, so percentiles are exact order statistics. A
 window that covers the whole steady part of a run gives what the lab says of that run. What the lab never meets: operations
-under way count as at least as slow as they are old. Bounded: of more rows than ROWS_MAX the oldest go. Then, and where a source has not seen all, the
-window is shorter than asked, and rates are those of what is left of it.
+under way count as at least as slow as they are old. Bounded: of more rows than ROWS_MAX the oldest go. Then, and where a source
+has not seen all, the window is shorter than asked, and rates are those of what is left of it.
 """
 
 from __future__ import annotations
