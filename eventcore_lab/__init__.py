@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from eventcore_lab.lab.database import Lab
     from eventcore_lab.lab.measures import Run
     from eventcore_lab.lab.targets import Targets, Verdict, judge
-    from eventcore_lab.monitor.beside import dashboard
     from eventcore_lab.soak import soaked
     from eventcore_lab.spec import UsageError
     from eventcore_lab.stores import PoolSettings, open_store

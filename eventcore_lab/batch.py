@@ -49,6 +49,7 @@ from eventcore_lab.stores import stores
 from eventcore_lab.workbench import differences, rerun, summary_line
 
 _FIELDS = Experiment.__struct_fields__
+SOAK_HOURS, SOAK_RATE = 8.0, 200.0
 Beside = Callable[[Lab, Sequence[str]], AbstractContextManager[object]]
 """What goes on beside the runs of a Lab, as a live dashboard does, told the targets that they are held to."""
 
@@ -136,8 +137,8 @@ def suite_of(
 
 
 def soak_of(
-    hours: float,
-    rate: float,
+    hours: float | None,
+    rate: float | None,
     given: Sequence[str],
     resume: str,
     targets: str,
@@ -147,17 +148,33 @@ def soak_of(
     beside: Beside = alone,
 ) -> ExitCode:
     """Run a soak of an experiment with `given` parameters, those of `notebook`, or go on with one that was cut (`resume`: its
-    id, or `last`), and make its report with that notebook; the exit code is the report's."""
-    parameters = {p.name: p.default for p in declared_parameters(notebook)} | {"pacer": f"poisson:rate={rate:g}"}
-    parameters |= parse_parameters(notebook, given)
-    experiment = Experiment(**{name: value for name, value in parameters.items() if name in _FIELDS})
+    id, or `last`), and make its report with that notebook; the exit code is the report's. None: SOAK_HOURS, SOAK_RATE."""
+    if resume and (hours is not None or rate is not None or given):
+        raise UsageError("--resume goes on with the load and hours that the soak began with: leave out --hours, --rate, -p")
+    experiment = _soaked(given, rate, notebook)
     Targets.load(targets)
     lab = Lab(lab_file)
     lab.check()
     with beside(lab, [targets]):
-        found = resumed("" if resume == "last" else resume, lab) if resume else soak(experiment, hours, lab)
+        if resume:
+            found = resumed("" if resume == "last" else resume, lab)
+        else:
+            found = soak(experiment, SOAK_HOURS if hours is None else hours, lab)
     print(found.told())
     return _told(_executed(notebook, {"soak": found.soak_id, "targets": targets}, out, lab), lab.recover())
+
+
+def _soaked(given: Sequence[str], rate: float | None, notebook: Path) -> Experiment:
+    """The experiment of a soak, from parameters of its notebook. What options say is not said by a parameter as well."""
+    names = {text.partition("=")[0].strip() for text in given}
+    for name, option in {"hours": "--hours", "targets": "--targets", "soak": "--resume"}.items():
+        if name in names:
+            raise UsageError(f"-p {name}=…: of a soak this is the option {option}")
+    if "pacer" in names and rate is not None:
+        raise UsageError("--rate and -p pacer=… both say when operations are due: leave one of them out")
+    parameters = {p.name: p.default for p in declared_parameters(notebook)}
+    parameters |= {"pacer": f"poisson:rate={SOAK_RATE if rate is None else rate:g}"} | parse_parameters(notebook, given)
+    return Experiment(**{name: value for name, value in parameters.items() if name in _FIELDS})
 
 
 def _suite_file(name: str) -> Path:

@@ -175,8 +175,13 @@ def monitor(
 
 @app.command()
 def soak(
-    hours: Annotated[float, typer.Option(help="How long; 0.1 is six minutes.")] = 8.0,
-    rate: Annotated[float, typer.Option(help="Operations per second, by chance (poisson); or -p pacer=…")] = 200.0,
+    hours: Annotated[
+        float | None, typer.Option(help="How long; 0.1 is six minutes.", show_default="8")
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Operations per second, by chance (poisson); or -p pacer=…", show_default="200"),
+    ] = None,
     parameters: Annotated[
         list[str] | None,
         typer.Option("-p", "--set", metavar="NAME=VALUE", help="Set a parameter of notebook 15; may be repeated."),

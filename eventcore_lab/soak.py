@@ -22,7 +22,7 @@ from eventcore_lab.clock import NS_PER_S, pause_s
 from eventcore_lab.events import StoreError
 from eventcore_lab.experiment import Experiment, RunBroken
 from eventcore_lab.lab.database import Lab, UnknownRun
-from eventcore_lab.lab.drift import Soak, label_of, legs_of
+from eventcore_lab.lab.drift import Soak, label_of, legs_of, spoken
 from eventcore_lab.load.pacers import OPERATIONS_MAX, pacers
 from eventcore_lab.load.rotation import Rotation, bytes_per_operation
 from eventcore_lab.progress import LINE_EVERY_S, Lines, Progress, chosen
@@ -59,11 +59,13 @@ def soak(
     in the Lab, and `resumed` goes on from there), StoreError or RunBroken when BROKEN_MAX legs in a row broke.
     """
     if not HOURS_MIN <= hours <= HOURS_MAX:
-        raise UsageError(f"hours must be {HOURS_MIN:.2g} to {HOURS_MAX:g}, not {hours:g}")
+        raise UsageError(
+            f"hours must be at least {HOURS_MIN:.5f} (0.1 s) and at most {HOURS_MAX:g} (31 days), not {hours:g}"
+        )
     lab = lab or Lab()
     lab.check()
     soak_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    tell(f"soak {soak_id}: {hours:g} h of {experiment.workload} at {experiment.pacer} on {experiment.store}")
+    tell(f"soak {soak_id}: {spoken(hours)} of {experiment.workload} at {experiment.pacer} on {experiment.store}")
     return _Soaking(experiment, hours, soak_id, lab, tell, progress, rotate_s).whole()
 
 
@@ -76,7 +78,7 @@ def resumed(soak_id: str = "", lab: Lab | None = None, *, tell: Tell = print, pr
     if not found:
         raise UnknownRun(f"no soak {soak_id!r} in {lab.path}" if soak_id else f"no soak in {lab.path} to go on with")
     so_far = Soak(lab, found[-1][0])
-    tell(f"soak {so_far.soak_id}: {so_far.done_h:.4g} of {so_far.hours:g} h are measured, in {len(so_far.legs)} legs")
+    tell(f"soak {so_far.soak_id}: {spoken(so_far.done_h)} of {spoken(so_far.hours)} are measured{_in_legs(so_far)}")
     experiment = experiment_of(so_far.legs[0].row)
     return _Soaking(experiment, so_far.hours, so_far.soak_id, lab, tell, progress, ROTATE_S).whole()
 
@@ -84,6 +86,10 @@ def resumed(soak_id: str = "", lab: Lab | None = None, *, tell: Tell = print, pr
 def soaked(soak_id: str, experiment: Experiment, hours: float, lab: Lab | None = None) -> Soak:
     """The soak of that id as it is in the Lab, or, without an id, a new one of so many hours."""
     return Soak(lab or Lab(), soak_id) if soak_id else soak(experiment, hours, lab)
+
+
+def _in_legs(soak: Soak) -> str:
+    return f", in {len(soak.legs)} legs" if len(soak.legs) > 1 else ""
 
 
 class _Soaking:
@@ -115,7 +121,8 @@ class _Soaking:
                 broken = 0
             except (StoreError, RunBroken) as error:
                 broken = broken + 1 if self._done_h() - done_h < _REST_S / 3600 else 1
-                self._wait_or_give_up(error, broken)
+                if (self._hours - self._done_h()) * 3600 > _REST_S:
+                    self._wait_or_give_up(error, broken)
             except KeyboardInterrupt:
                 self._tell(f"what was measured is kept; go on with: eventcore-lab soak --resume {self._id}")
                 raise
@@ -129,7 +136,7 @@ class _Soaking:
         e = self._experiment
         return msgspec.structs.replace(
             e,
-            duration_s=min(missing_s, longest_leg_s(e)),
+            duration_s=min(math.ceil(10 * missing_s - 1e-6) / 10, longest_leg_s(e)),  # as long as people say it
             seed=e.seed + 1_000_003 * (number - 1),
             trial=number - 1,
             label=label_of(self._id, number, self._hours),
@@ -203,6 +210,10 @@ def _check_disk(leg: Experiment, lab: Lab) -> None:
     needed, free = math.ceil(expected * bytes_per_operation()), shutil.disk_usage(lab.path.parent).free
     if needed > free:
         raise UsageError(
-            f"{expected:,.0f} operations need about {needed / 1e9:,.1f} GB in {lab.path.parent} (the store's own events "
-            f"not counted), and {free / 1e9:,.1f} GB are free: fewer hours, a lower rate, or another disk (--lab)"
+            f"{expected:,.0f} operations need about {_size(needed)} in {lab.path.parent} (the store's own events not "
+            f"counted), and {_size(free)} are free: fewer hours, a lower rate, or another disk (--lab)"
         )
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "monitor": VOCABULARY | {"lab", "load", "stores"},
     "cli": VOCABULARY | {"batch", "experiment", "lab", "machine", "monitor", "reports", "selftest", "stores"},
     "__main__": {"cli"},
-    "__init__": {"events", "experiment", "lab", "soak", "spec", "stores", "workbench"},
+    "__init__": {"events", "experiment", "lab", "monitor", "soak", "spec", "stores", "workbench"},
 }
 """Room → the rooms it may import. The measuring half and `lab` meet only at the schema."""
 

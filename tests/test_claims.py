@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from typing import Any
 
 import pytest
@@ -13,13 +14,15 @@ from hypothesis import strategies as st
 
 from eventcore_lab import workbench
 from eventcore_lab.experiment import Experiment
-from eventcore_lab.lab import claims, sentences, views
+from eventcore_lab.lab import claims, optimum, sentences, views
 from eventcore_lab.lab.arms import Arm, arms, ratio, value_of
 from eventcore_lab.lab.database import Lab
 from eventcore_lab.lab.measures import UNITS, Figure, Run
 from eventcore_lab.lab.picture import Picture, name_ends
 from eventcore_lab.lab.stats import Estimate
+from eventcore_lab.lab.table import Table
 from eventcore_lab.lab.targets import Targets, judge
+from eventcore_lab.reports.markup import markdown
 from eventcore_lab.spec import UsageError
 from eventcore_lab.workbench import conclude, run_each, vary
 from tests.test_lab import MS, sample, spooled
@@ -83,6 +86,13 @@ def test_trials_have_the_interval_of_their_spread_and_few_that_of_the_runs() -> 
     assert (two.value, two.low, two.high) == (11, 9, 13)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_few_trials_of_which_one_has_no_interval_have_none_in_whatever_order(order: int) -> None:
+    trials = [*fakes(10, half=1), *fakes(30)][::order]
+    found = Arm("a", tuple(trials)).estimate("p50")
+    assert found.value == 20 and not found.has_interval
+
+
 # ratios
 
 
@@ -136,9 +146,18 @@ def test_a_claim_is_held_when_its_whole_interval_is(
     assert found.status == status
 
 
-def test_a_claim_about_nothing_is_not_settled() -> None:
-    found = claims.claim("pooling", "it is so", fakes(math.nan), fakes(1.0), "p50", at_least=1)
-    assert found.status == "not settled"
+@pytest.mark.parametrize("values", [(math.nan, 1.0), (3.0, 1.0)])
+def test_a_claim_about_nothing_or_without_an_interval_is_not_settled(values: tuple[float, float]) -> None:
+    found = claims.claim("pooling", "it is so", fakes(values[0]), fakes(values[1]), "p50", at_least=1)
+    assert found.status == "not settled" and "too little was measured for an interval" in found.reason
+
+
+@pytest.mark.parametrize(("n", "what"), [(1, "; one run each, so"), (2, "; 2 runs each, so"), (3, "")])
+def test_a_claim_of_fewer_than_three_trials_says_so(n: int, what: str) -> None:
+    found = claims.claim(
+        "pooling", "it is so", fakes(*[3.0] * n, half=0.1), fakes(*[1.0] * n, half=0.01), "p50", at_least=2
+    )
+    assert found.status == "held" and (what in found.reason if what else "each" not in found.reason)
 
 
 def test_a_claim_that_cannot_be_is_refused() -> None:
@@ -210,7 +229,49 @@ def test_the_parts_of_an_operation_are_all_its_time(lab: Lab) -> None:
     assert list(parts.values()) == [2, 3, 6, 4] and sum(parts.values()) == 15
 
 
+def loops(lab: Lab, *ms: tuple[int, int]) -> list[Run]:
+    """Runs of so many callers, each operation of so many ms."""
+    made = []
+    for n, (callers, each) in enumerate(ms):
+        rows = [sample(k, k * each * MS, (k + 1) * each * MS) for k in range(990 // each)]
+        lab.ingest(spooled(lab, f"r{n}", rows, pacer=f"saturate:concurrency={callers}", trial=n))
+        made.append(Run(lab, f"r{n}"))
+    return made
+
+
 # answers and cautions
+
+
+def test_the_most_is_of_all_trials_and_is_told_with_how_many_times_the_least_setting_it_is(lab: Lab) -> None:
+    runs = loops(lab, (1, 6), (2, 3), (1, 5), (2, 2), (1, 4), (2, 4))
+    text = str(sentences.throughput(runs, "concurrency"))
+    mean = Arm(2, tuple(runs[1::2])).estimate("commands_per_second").value
+    assert text.startswith(f"**Most commands/s: {mean:,.0f} [") and " at concurrency 2**" in text
+    assert re.search(r"1\.\d+ times \[[\d.]+ – [\d.]+\] what concurrency 1 gives\.$", text)
+    assert f"a concurrency of 2 ({mean:,.0f} commands/s" in str(sentences.settings(runs, []))
+
+
+def test_one_setting_in_several_trials_is_not_held_against_itself(lab: Lab) -> None:
+    assert "times" not in str(sentences.throughput(loops(lab, (1, 6), (1, 3), (1, 2)), "concurrency"))
+
+
+def test_a_peak_is_told_with_how_many_times_the_first_setting_it_is_and_the_interval(lab: Lab) -> None:
+    runs = loops(lab, (1, 6), (2, 3))
+    told = str(optimum.most(runs, "concurrency", "commands_per_second", "with {} callers"))
+    assert (
+        re.search(r"with 2 callers, 2(\.\d+)? times \[[\d.]+ – [\d.]+\] what 1 gives\.", told) or "2 times what" in told
+    )
+
+
+HOSTILE = "a](http://x.example/p.png) ![b](javascript:alert(1)) <img src=x> $x^2$ \x1b[31m\u202e"
+
+
+def test_what_a_sentence_takes_from_users_is_no_link_no_picture_and_moves_no_cursor() -> None:
+    found = sentences.Sentence(f"**Most: 3/s [2 – 4]** with {HOSTILE}\n\n- next")
+    page = str(markdown(found._repr_markdown_()))
+    assert not re.search(r"<(a|img)\b|href|src=\"", page) and "[2 – 4]" in page and "<li>next</li>" in page
+    assert not {"\x1b", "\u202e"} & set(str(found) + page + repr(Table(["name", HOSTILE], [[HOSTILE, "1"]])))
+    assert str(found).startswith("**Most: 3/s [2 – 4]** with a](http")
 
 
 @pytest.mark.parametrize(
@@ -226,11 +287,14 @@ def test_a_headline_is_what_is_bold_or_all_of_a_text_that_does_not_begin_so(text
 
 
 def test_an_answer_is_what_was_found_and_how_many_claims_held_and_no_list_of_them() -> None:
-    listed = [claims.claim("load", f"it is so, {n}", fakes(n), fakes(2.0), "p50", at_least=1) for n in range(1, 9)]
+    listed = [
+        claims.claim("load", f"it is so, {n}", fakes(n, half=0.01), fakes(1.5, half=0.01), "p50", at_least=1)
+        for n in range(1, 9)
+    ]
     text = claims.concluded("t", listed, [], sentences.Sentence("**Batches do 2 times [1.9 – 2.1] as much.**")).answer
     assert text == "Batches do 2 times [1.9 – 2.1] as much. Of 8 claims put to the test: 7 held, 1 not held."
     alone = claims.concluded("t", listed, []).answer
-    assert alone.startswith("Yes: it is so, 2 (1.00 times") and "and 6 more. No: it is so, 1 (" in alone
+    assert alone.startswith("Yes: it is so, 2 (1.33 times") and "and 6 more. No: it is so, 1 (" in alone
     assert (
         claims.concluded("t", [], []).answer == "No claim was put to the test: these settings leave nothing to compare."
     )
@@ -245,6 +309,8 @@ def test_a_caution_is_told_once_with_how_many_runs_it_is_of_and_from_which_numbe
     ]
     assert sentences.gathered({"r": ["late by 1.5 ms"]}) == ["Late by 1.5 ms."]
     assert sentences.gathered({"a": ["p99 1,234.5 ms"], "b": ["p99 20 ms"]})[0].endswith("runs: p99 20 to 1,234.5 ms.")
+    addresses = {"a": ["127.0.0.1 is late"], "b": ["127.0.0.2 is late, 3, 4"]}
+    assert sentences.gathered({**addresses, "c": ["127.0.0.9 is late"]})[0].endswith("127.0.0.1 to 0.9 is late.")
 
 
 def test_names_at_the_ends_of_lines_stand_apart_and_within_the_picture() -> None:

@@ -94,7 +94,7 @@ def busy() -> State:
     gauges = (
         Gauge(T0 + 9, "loader", "pss_bytes", 1e8),
         Gauge(T0 + 9, "loader", "cpu_percent", 150.0),
-        Gauge(T0 + 9, "loader", "streams", 1000.0),
+        Gauge(T0 + 9, "store", "streams", 1000.0),
         Gauge(T0 + 9, "machine", "busy_percent", 50.0),
         Gauge(T0 + 9, "machine", "steal_percent", 0.0),
         Gauge(T0 + 9, "server", "connections.active", 3.0),

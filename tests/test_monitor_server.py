@@ -534,7 +534,7 @@ async def test_a_proxy_that_speaks_http_1_0_gets_the_stream_without_chunks() -> 
 
 
 async def test_a_password_in_the_text_of_an_error_or_a_mark_goes_no_further() -> None:
-    text = "no: postgresql://me:planted1@host/db, password=planted2 PASSWORD = planted3; ftp://h/p"
+    text = "no: postgresql://me:planted1@host/db, password=planted2 PASSWORD = planted3; ftp://h/p; x://u:a\"planted4@h"
     async with served() as (made, source):
         source.error = text
         source.watched = msgspec.structs.replace(RUN, title=text, row={"store": text})

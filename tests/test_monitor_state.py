@@ -422,6 +422,12 @@ def test_a_target_is_held_as_the_lab_compares(
     assert status == wanted[0] and (reason.startswith(wanted[1]) if wanted[1] else not reason)
 
 
+def test_what_an_observed_store_never_tells_is_said_to_be_so() -> None:
+    state = State(Targets.of("p99 < 10ms", "events_per_second > 10"))
+    state.add(News(t=at(0), watched=Watched(status="observed", store="env:STORE")))
+    assert [h.reason for h in state.held] == ["a store that is only observed does not tell it", "nothing yet"]
+
+
 def test_before_the_load_is_steady_nothing_is_held() -> None:
     assert held_to("p99 < 10ms", table(row(100)), ms=800) == ("inconclusive", "warming up")
     assert (

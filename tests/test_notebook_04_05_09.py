@@ -187,6 +187,22 @@ def test_memory_that_nobody_looked_at_is_not_judged() -> None:
         assert [t.get_text() for t in picture.axes[0].texts] == ["nothing was measured"]
 
 
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        (Estimate(12, 8, 16, 9), "12 B [8 – 16]"),
+        (Estimate(-2, -50, 46, 9), "nothing that shows (-2 B [-50 – 46])"),
+        (NOTHING, "not measured"),
+    ],
+)
+def test_what_a_command_leaves_is_nothing_only_as_far_as_the_interval_says(
+    own: Estimate, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(footprints, "net", lambda *_: own)
+    run = Made(*looked_at(50, 51))
+    assert f"each command leaves {told}. " in str(footprints.settings([run], []))
+
+
 async def executed(executor: Executor, commands: int) -> None:
     for n in range(commands):
         await executor.execute(CreateUser(f"u{n}", f"u{n}@example.com", "U", "N"))

@@ -250,12 +250,16 @@ def kept(projection: str, rate: int, lags: list[float], refreshes: list[float]) 
 
 
 def test_claims_about_read_models_are_of_cost_and_of_lag() -> None:
-    writers = [
+    one = [
         Made("none", 100),
         kept("worker", 100, [0.0] * 10 + [5.0] * 20 + [10.0], []),
         kept("trigger", 50, [0, 0, 0], []),
         kept("matview:every_s=1", 100, [100, 200, 1000], [50]),
     ]
+    once = {c.text: c.status for c in staleness.claims_of(one, [])}
+    assert once["worker is at most 0.1 times as far behind as matview:every_s=1, in the median"] == "not settled"
+    assert once["trigger is at most 0.1 times as far behind as matview:every_s=1, in the median"] == "held"
+    writers = 3 * one
     found = {c.text: c.status for c in staleness.claims_of(writers, [])}
     assert found["beside worker, writers do at least 0.9 times what they do without"] == "held"
     assert found["beside trigger, writers do at least 0.9 times what they do without"] == "not held"
@@ -270,17 +274,17 @@ def test_a_read_model_that_never_promised_to_be_right_is_never_advised() -> None
     assert "**worker** is least behind" in str(staleness.settings(writers))
 
 
-def look(projection: str, users: int, refresh: float | None, ms: tuple[int, ...] = (1,)) -> Run:
+def look(projection: str, users: int, *refreshes: float, ms: tuple[int, ...] = (1,)) -> Run:
     """Look-ups that take `ms`, one after the other, in a store with two events of each user."""
     of = projection.partition(":")[0]
-    told = [] if refresh is None else [(f"projection {of}", "refresh_ms", refresh)]
+    told = [(f"projection {of}", "refresh_ms", took) for took in refreshes]
     made_with = {"projection": projection, "workload": f"read_model:of={of},users={users}"}
     return Made(f"{projection} {users}", ms=ms, gauges=told, filled=2 * users, **made_with)
 
 
 def test_claims_about_refreshes_are_of_their_growth_and_of_who_waits() -> None:
     view = "chapter_matview:every_s=1"
-    looks = [look(view, 100, 10.0), look(view, 1000, 80.0, ms=(1, 50)), look("worker", 1000, None)]
+    looks = [look(view, 100, 9.0, 10.0, 11.0), look(view, 1000, 78.0, 80.0, 90.0, ms=(1, 50)), look("worker", 1000)]
     found = {c.text: (c.status, round(c.measured.value, 6)) for c in staleness.claims_of([], looks)}
     assert found == {
         f"{view}: a refresh takes at most twice as long with 10 times the events": ("not held", 8.0),
@@ -288,6 +292,13 @@ def test_claims_about_refreshes_are_of_their_growth_and_of_who_waits() -> None:
     }
     assert f"`{view}` 10 ms over 200 events, 80 ms over 2,000" in str(staleness.refreshes(looks))
     assert staleness.largest(looks) == looks[1:]
+
+
+@pytest.mark.parametrize("took", [[80.0], [15.0, 40.0, 50.0]])
+def test_few_refreshes_or_such_that_differ_settle_no_growth(took: list[float]) -> None:
+    looks = [look("matview", 100, 9.0, 10.0, 11.0), look("matview", 1000, *took)]
+    [grown] = staleness.claims_of([], looks)
+    assert grown.status == "not settled"
 
 
 def test_pictures_of_nothing_say_so() -> None:

@@ -126,7 +126,12 @@ def test_who_broke_an_invariant_is_told_and_never_proposed() -> None:
     safe = "a reader beside writers sees each event once and in order"
     sound, wrong = trials("a", 100, 101, 102), trials("b", 900, 901, 902, violated="acknowledged appends are there")
     told = Comparison([*sound, *trials("b", 900, violated="versions", lacks=safe)], [], "a")
-    assert comparison.concluded(Comparison([*sound, *wrong], [], "a")).status == "violated"
+    broken = comparison.concluded(Comparison([*sound, *wrong], [], "a"))
+    assert broken.status == "violated" and broken.answer.startswith("Not correct: acknowledged appends are there")
+    assert (
+        "Times the throughput of a, faster: b 9" in broken.answer
+        and "Of 1 claim put to the test: 1 held." in broken.answer
+    )
     assert comparison.concluded(told).status != "violated" and "b broke versions" in comparison.concluded(told).answer
     assert comparison.settings(told).text.startswith("- durable: `a`, ")
 

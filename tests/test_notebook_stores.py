@@ -156,6 +156,17 @@ def test_the_cells_before_the_first_run_make_a_plan(number: str) -> None:
     planned(number, "seed=2")
 
 
+HAVE_NO_INTERVALS = ("11",)
+"""Their trials are compared event by event."""
+
+
+def test_a_notebook_that_can_be_run_with_few_trials_says_what_its_intervals_rest_on() -> None:
+    for number in (n for n in NOTEBOOKS if any(name.startswith("trials") for name in declared(n))):
+        text = NOTEBOOKS[number].read_text(encoding="utf-8")
+        says = re.search(r"sentences\.rests\([^)]*=trials", text) or "comparison.caution(" in text
+        assert says or number in HAVE_NO_INTERVALS, number
+
+
 @pytest.mark.parametrize(("name", "code"), [("UsageError", ExitCode.USAGE), ("ValueError", ExitCode.BROKEN)])
 def test_a_cell_that_refuses_ends_as_a_wrong_parameter_does(name: str, code: ExitCode) -> None:
     assert exit_code_of({"status": "failed", "error": {"name": name}}) is code

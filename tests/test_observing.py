@@ -259,6 +259,17 @@ async def test_the_schema_or_the_kind_chooses_among_several(server: EmbeddedServ
                 assert looking.described.endswith(expected.address.schema), arguments
 
 
+async def test_the_number_of_streams_may_be_asked_for_alone_and_again_when_it_is_made_due(
+    server: EmbeddedServer,
+) -> None:
+    async with filled("env:SOME_DSN", 9, 4) as (_, place), observer(server.dsn, place.address.schema) as looking:
+        few = (await looking.look(events=False, streams=True)).gauges
+        assert (few["store.streams"], few["store.streams_estimated"]) == (4, 0) and "store.table_bytes" not in few
+        assert "store.streams" not in (await looking.look()).gauges
+        looking.make_due()
+        assert (await looking.look()).gauges["store.streams"] == 4
+
+
 async def test_of_several_tables_of_a_kind_the_one_that_is_looked_at_is_named(server: EmbeddedServer) -> None:
     columns = "originator_id uuid, originator_version bigint, topic text, state bytea, notification_id bigint"
     async with connected(server.dsn) as admin, observer(server.dsn, "banks") as looking:

@@ -45,10 +45,15 @@ class Scripted:
 
     def __init__(self, looks: list[Seen]) -> None:
         self._looks, self.asked, self.pid = looks, list[bool](), 4711
+        self.asked_for_streams, self.made_due_at = list[bool](), list[int]()
         self.is_over = asyncio.Event()
 
-    async def look(self, events: bool = True) -> Seen:
+    def make_due(self) -> None:
+        self.made_due_at.append(len(self.asked))
+
+    async def look(self, events: bool = True, streams: bool = False) -> Seen:
         self.asked.append(events)
+        self.asked_for_streams.append(streams)
         if len(self._looks) <= 1:
             self.is_over.set()
         return self._looks.pop(0) if len(self._looks) > 1 else self._looks[0]
@@ -95,6 +100,15 @@ async def test_a_server_that_cannot_be_looked_at_is_marked_once_each_time(
     assert [(m["name"], m["detail"]) for m in marks] == [("the server could not be looked at", "it is gone")] * 2
     assert names(tmp_path) == {"server.replicas", "probe.server_cost_ms"}
     assert not any(scripted.asked)  # one that is gone is not asked once more at the end
+
+
+async def test_streams_are_asked_for_seldom(series: Series, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted, _ = await watched(series, monkeypatch, [Seen({})] * 25)
+    assert [n for n, asked in enumerate(scripted.asked_for_streams, 1) if asked][:2] == [10, 20]
+    last = len(scripted.asked) - 2  # before it was closed
+    assert scripted.asked[last] and scripted.made_due_at == [last], (
+        "the end is told whole, whatever was asked just before"
+    )
 
 
 async def test_marks_are_bounded(series: Series, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,26 +9,32 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import pages
 import pytest
 from test_drift import leg
 
+from eventcore_lab import cli
 from eventcore_lab import soak as room
 from eventcore_lab.clock import pause_s
 from eventcore_lab.events import StoreError
 from eventcore_lab.experiment import Experiment
 from eventcore_lab.lab.database import Lab, UnknownRun
 from eventcore_lab.lab.drift import Soak, legs_of
+from eventcore_lab.lab.targets import Targets
 from eventcore_lab.load.rotation import Rotation
 from eventcore_lab.progress import Quiet
+from eventcore_lab.schema import ExitCode
 from eventcore_lab.soak import longest_leg_s, resumed, soak
 from eventcore_lab.spec import UsageError
 
 LOAD = Experiment(store="memory", pacer="constant:rate=400", warmup_s=0.1)
 SECOND_H = 1 / 3600
+VERDICTS = {ExitCode.PASS, ExitCode.FAIL, ExitCode.INCONCLUSIVE}
 SCRIPT = """
 import sys
 from eventcore_lab import Experiment, Lab
 from eventcore_lab.progress import Quiet
+from eventcore_lab.schema import ExitCode
 from eventcore_lab.soak import soak
 if __name__ == "__main__":
     load = Experiment(store="memory", pacer="constant:rate=400", warmup_s=0.1)
@@ -93,9 +99,32 @@ def test_legs_that_break_one_after_the_other_end_it(lab: Lab, monkeypatch: pytes
     assert "hush" not in "".join(told)
 
 
+def test_a_leg_that_breaks_at_its_end_is_told_and_no_other_is_announced(lab: Lab) -> None:
+    leg(lab, SECOND_H, of_h=SECOND_H, status="broken", operations=400)
+    told: list[str] = []
+    found = resumed("s1", lab, tell=told.append, progress=Quiet())
+    assert len(found.legs) == 1 and not any("another begins" in line for line in told)
+    verdict = found.verdict(Targets.of("p95 < 5000ms"))
+    assert [j.status for j in verdict.targets if j.name == "leg 1"] == ["inconclusive"]
+    assert verdict.status != "pass" and "what leg 1 stored was not read back" in verdict.answer
+
+
+def test_a_store_that_goes_in_the_last_moment_is_not_waited_for(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(experiment: Experiment, lab: Lab, *_: object) -> None:
+        leg(lab, experiment.duration_s / 3600, soak_id=experiment.label.split()[1], of_h=SECOND_H, status="broken")
+        raise StoreError("it is gone")
+
+    waits: list[float] = []
+    monkeypatch.setattr(room, "run", breaks)
+    monkeypatch.setattr(room, "pause_s", waits.append)
+    told: list[str] = []
+    assert len(soak(LOAD, SECOND_H, lab, tell=told.append, progress=Quiet()).legs) == 1
+    assert not waits and len(told) == 1
+
+
 def test_what_the_disk_cannot_hold_is_refused_before_it_begins(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "bytes_per_operation", lambda: 1e15)
-    with pytest.raises(UsageError, match=r"operations need about .* GB .* are free"):
+    with pytest.raises(UsageError, match=r"operations need about .* GB .* [GM]B are free"):
         soak(LOAD, 1.0, lab, tell=lambda _: None, progress=Quiet())
     assert not legs_of(lab)
 
@@ -111,6 +140,50 @@ def test_a_leg_is_as_long_as_its_schedule_fits_into_memory() -> None:
     assert longest_leg_s(LOAD) < 24 * 3600
     assert longest_leg_s(fast) * 2000 == pytest.approx(longest_leg_s(LOAD) * 400)
     assert longest_leg_s(Experiment(store="memory", pacer="saturate:concurrency=1")) == 24 * 3600
+
+
+def test_its_notebook_runs_one_and_tells_of_one_that_was_run(lab: Lab, tmp_path: Path) -> None:
+    """By the command, whose report is the notebook's with the soak's id; then by the notebook alone."""
+    same = ["-p", "store=memory", "-p", "warmup_s=0.05", "--lab", str(lab.path), "--out", str(tmp_path / "reports")]
+    soaked = ["soak", "--hours", f"{0.6 * SECOND_H}", "--rate", "300", *same]
+    assert {command(*soaked), command("run", "15", "-p", f"hours={0.6 * SECOND_H}", *same)} <= VERDICTS
+    found = sorted((tmp_path / "reports").glob("2*/index.html"))
+    assert len(found) == len({leg[0] for leg in legs_of(lab)}) == 2
+    pages.check(found[0])
+    html = found[0].read_text()
+    assert "does it stay as it is" in html.lower() and "memory of the loader" in html and "shape: (" not in html
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-p", "hours=1"], "-p hours=…: of a soak this is the option --hours"),
+        (["-p", "targets=development"], "-p targets=…: of a soak this is the option --targets"),
+        (["-p", "soak=x"], "-p soak=…: of a soak this is the option --resume"),
+        (["--rate", "5", "-p", "pacer=constant:rate=5"], "leave one of them out"),
+        (["--resume", "last", "--hours", "3"], "leave out --hours, --rate, -p"),
+        (["--resume", "last", "-p", "seed=3"], "leave out --hours, --rate, -p"),
+        (["--resume", "nobody"], "no soak 'nobody'"),
+        (["--hours", "0"], "at least 0.00003 (0.1 s) and at most 744 (31 days), not 0"),
+        (["--targets", "nope"], "unknown targets 'nope'"),
+        (["-p", "nonsense=1"], "unknown parameter 'nonsense'"),
+    ],
+)
+def test_what_is_said_twice_or_by_nobody_is_refused(
+    words: list[str], said: str, lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("soak", "--lab", str(lab.path), *words) == ExitCode.USAGE
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
+
+
+def command(*words: str) -> int:
+    """The exit code of the command line."""
+    sys.argv = ["eventcore-lab", *words]
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    assert isinstance(done.value.code, int)
+    return done.value.code
 
 
 def test_there_must_be_one_to_go_on_with(lab: Lab) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from itertools import count
 
 from eventcore_lab.companions.series import Series
 from eventcore_lab.stores import Address
 from eventcore_lab.stores.observing import DIALECTS, Observer, Seen
 
 LOOK_EVERY_S, LOOK_MAX_S = 1.0, 1.0
+STREAMS_EVERY_LOOKS = 10
 MARKS_MAX = 10
 """So often at most a run says that its server could not be looked at."""
 
@@ -22,7 +24,9 @@ MARKS_MAX = 10
 @asynccontextmanager
 async def server(series: Series, address: Address, every_s: float = LOOK_EVERY_S) -> AsyncIterator[Watch]:
     """Gauges of the source `server` every `every_s`, of `store` (events, streams, sizes) once at the end, and how long each
-    look took as `probe.server_cost_ms`. Of an address that has no DSN of PostgreSQL, nothing."""
+    look took as `probe.server_cost_ms`. In a longer run also `store.streams` now and then: counted while there are few
+    events, then as the server's last ANALYZE has estimated it, which `store.streams_estimated` says. Of an address that has
+    no DSN of PostgreSQL, nothing."""
     if not address.dsn.startswith(DIALECTS):
         yield Watch(series)
         return
@@ -40,12 +44,15 @@ async def server(series: Series, address: Address, every_s: float = LOOK_EVERY_S
 
 async def _repeatedly(watch: Watch, observer: Observer, is_over: asyncio.Event, every_s: float) -> None:
     try:
-        while not is_over.is_set():
-            watch.tell(await observer.look(events=False))
+        for look in count(1):
+            if is_over.is_set():
+                break
+            watch.tell(await observer.look(events=False, streams=look % STREAMS_EVERY_LOOKS == 0))
             with suppress(TimeoutError):
                 async with asyncio.timeout(every_s):
                     await is_over.wait()
         if watch.is_there:
+            observer.make_due()
             watch.tell(await observer.look(events=True))
     finally:
         await observer.close()

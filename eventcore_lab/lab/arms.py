@@ -34,7 +34,7 @@ class Arm(Struct, frozen=True):
 
     def estimate(self, figure: str) -> Estimate:
         """The figure over all trials: their mean, with its interval from the trials if they are at least TRIALS_MIN, else from
-        within the runs."""
+        within the runs, if each of them has one."""
         found = [e for run in self.runs if not math.isnan((e := run.figure(figure).estimate).value)]
         if not found:
             return NOTHING
@@ -42,6 +42,8 @@ class Arm(Struct, frozen=True):
         n = sum(e.n for e in found)
         if len(found) >= TRIALS_MIN:
             return Estimate(mean, *t_interval([e.value for e in found]), n)
+        if not all(e.has_interval for e in found):
+            return Estimate(mean, math.nan, math.nan, n)
         return Estimate(mean, min(e.low for e in found), max(e.high for e in found), n)
 
 

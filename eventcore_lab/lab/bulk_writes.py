@@ -11,7 +11,7 @@ from eventcore_lab.lab.arms import Arm, Value, arms, ratio, value_of
 from eventcore_lab.lab.claims import Claim
 from eventcore_lab.lab.measures import Run
 from eventcore_lab.lab.sentences import NOTHING_MEASURED, Sentence
-from eventcore_lab.lab.wording import digits, named, told
+from eventcore_lab.lab.wording import named, said, told
 
 EACH = "an append each"
 GROUPED = "group commit"
@@ -71,9 +71,8 @@ def limit(runs: Sequence[Run]) -> Sentence:
     if not found:
         return Sentence("The same rows were not copied: this store takes no COPY, so the limit is not known.")
     (at, e), rest = found[-1], found[:-1]
-    interval = f" [{digits(e.low)} – {digits(e.high)}]" if e.has_interval else ""
-    text = f"**{_append(at)} takes {e.value:.2f}{interval} times as long as COPY of the same rows, unchecked**"
-    return Sentence(text + "".join(f"; of {named(n)}, {r.value:.2f} times" for n, r in reversed(rest)) + ".")
+    text = f"**{_append(at)} takes {said(e, 'times')} as long as COPY of the same rows, unchecked**"
+    return Sentence(text + "".join(f"; of {named(n)}, {said(r, 'times')}" for n, r in reversed(rest)) + ".")
 
 
 def _append(events: Value) -> str:

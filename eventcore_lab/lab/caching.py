@@ -18,7 +18,7 @@ from eventcore_lab.lab.numbers import Number, exactly
 from eventcore_lab.lab.picture import GREY, Picture, style
 from eventcore_lab.lab.sentences import NOTHING_MEASURED, Sentence
 from eventcore_lab.lab.stats import NOTHING, Estimate
-from eventcore_lab.lab.wording import percent, said
+from eventcore_lab.lab.wording import named, percent, said
 
 SIZE = 1000
 """How many states a cache keeps unless it is told."""
@@ -148,7 +148,7 @@ def conflicts(runs: Sequence[Run], by: str = "workers") -> Sentence:
     parts = []
     for a in arms(runs, by):
         told = [f"`{e.value}` {said(e.estimate('conflicts/attempts'), '%')}" for e in arms(a.runs, "executor")]
-        parts.append(f"{by} {_number(a.value)}: {', '.join(told)}")
+        parts.append(f"{by} {named(a.value)}: {', '.join(told)}")
     return Sentence(f"**Attempts that met a conflict, {'; '.join(parts)}.**") if parts else NOTHING_MEASURED
 
 
@@ -192,15 +192,13 @@ def claimed(
         worst, reason = exactly(max(apart), len(apart)), f"the furthest of {len(apart)} runs"
         found.append(settled("caching", text, worst, "points", reason, by_size[0].run_id, at_most=HITS_APART_MAX))
     for name, executor, least in (("a cache", cache, 1.5), ("the chapter's cache, which reads first,", chapter, 1.1)):
-        text = (
-            f"on streams of {_number(lengths[-1].value)} events {name} answers {least:g} times the commands of {plain}"
-        )
+        text = f"on streams of {named(lengths[-1].value)} events {name} answers {least:g} times the commands of {plain}"
         of, to = (_through(lengths[-1].runs, e) for e in (executor, plain))
         found.append(claim("caching", text, of, to, at_least=least))
     several = [a for a in arms(by_writers, "workers") if float(a.value) > 1]
     if several:
         of, to = (_through(several[0].runs, e) for e in (cache, plain))
-        who = f"with {_number(several[0].value)} processes that write to the same streams"
+        who = f"with {named(several[0].value)} processes that write to the same streams"
         text = f"{who} a cache still answers as many commands as {plain}"
         found.append(claim("caching", text, of, to, at_least=1.0))
         found.append(_few_conflicts(of, who))
@@ -218,7 +216,3 @@ def _few_conflicts(runs: Sequence[Run], who: str, most: float = 5.0) -> Claim:
 
 def _through(runs: Sequence[Run], executor: str) -> list[Run]:
     return [run for run in runs if run.row["executor"] == executor]
-
-
-def _number(value: str | float) -> str:
-    return value if isinstance(value, str) else f"{value:,}"

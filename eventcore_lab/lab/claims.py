@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct, structs
 
-from eventcore_lab.lab.arms import ratio
+from eventcore_lab.lab.arms import TRIALS_MIN, ratio
 from eventcore_lab.lab.measures import UNITS, Run
 from eventcore_lab.lab.sentences import Sentence
 from eventcore_lab.lab.stats import Estimate
@@ -76,7 +76,8 @@ def claim(
     at_least: float | None = None,
     at_most: float | None = None,
 ) -> Claim:
-    """That `figure` of the runs `of` is at least, or at most, so many times that of the runs `to`."""
+    """That `figure` of the runs `of` is at least, or at most, so many times that of the runs `to`. It is not settled where
+    there was too little for an interval: what is measured differs from one time to the next."""
     ours, theirs = ([r] if isinstance(r, Run) else list(r) for r in (of, to))
     if figure not in UNITS:
         raise unknown("figure", figure, UNITS)
@@ -85,7 +86,20 @@ def claim(
     words = {"commands_per_second": "operations/s", "events_per_second": "events/s"}.get(figure, UNITS[figure])
     name = "" if figure in ("commands_per_second", "events_per_second") else f"{figure}: "
     reason = f"{name}{digits(means[0])} to {digits(means[1])} {words}"
-    return settled(topic, text, found, "times", reason, ours[0].run_id, at_least=at_least, at_most=at_most)
+    made = settled(topic, text, found, "times", reason, ours[0].run_id, at_least=at_least, at_most=at_most)
+    return of_trials(made, min(len(ours), len(theirs)))
+
+
+def of_trials(made: Claim, trials: int) -> Claim:
+    """A claim about a ratio of what was measured, with what it rests on where that is not trials: not settled without an
+    interval, and said to be of blocks of time within so few runs."""
+    if not made.measured.has_interval:
+        reason = f"{made.reason}; too little was measured for an interval"
+        return structs.replace(made, status="not settled", reason=reason)
+    if trials >= TRIALS_MIN:
+        return made
+    runs = "one run" if trials == 1 else f"{trials} runs"
+    return structs.replace(made, reason=f"{made.reason}; {runs} each, so the interval is from within")
 
 
 def settled(

@@ -22,6 +22,7 @@ from eventcore_lab.lab.measures import Run
 from eventcore_lab.lab.picture import BEHIND_TEXT, BLUE, GREY, RED, Picture, nothing, plain, style
 from eventcore_lab.lab.sentences import Sentence
 from eventcore_lab.lab.stats import NOTHING, Estimate
+from eventcore_lab.lab.table import Table
 from eventcore_lab.lab.targets import Verdict
 from eventcore_lab.lab.wording import digits, interval
 from eventcore_lab.schema import SAFE_ORDER
@@ -121,11 +122,8 @@ class Comparison:
         return f"<table class='facts'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
     def __repr__(self) -> str:
-        lines = [["class", *self._HEADS], *([row.durability, *self._cells(row)] for row in self.rows)]
-        widths = [max(len(line[n]) for line in lines) for n in range(len(lines[0]))]
-        return "\n".join(
-            "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines
-        )
+        rows = ([row.durability, *self._cells(row)] for row in self.rows)
+        return repr(Table(["class", *self._HEADS], rows))
 
 
 def paired(of: Sequence[Run], to: Sequence[Run], figure: str) -> Estimate:
@@ -278,10 +276,9 @@ def claimed(found: Comparison) -> list[Claim]:
 def concluded(found: Comparison) -> Verdict:
     """Every claim, and the invariants of the stores that promise a safe order. Of the others a broken invariant is told."""
     runs = [run for row in found.rows for run in (*row.closed, *row.at_rate) if run.promises(SAFE_ORDER)]
-    verdict = claims.concluded("Stores and settings compared", claimed(found), runs)
     told = [row for row in found.rows if row.violated and not row.closed[0].promises(SAFE_ORDER)]
     more = "".join(f" Not judged, for it does not promise it: {r.store} broke {'; '.join(r.violated)}." for r in told)
-    return structs.replace(verdict, answer=_in_short(found) + more)
+    return claims.concluded("Stores and settings compared", claimed(found), runs, Sentence(_in_short(found) + more))
 
 
 def _in_short(found: Comparison) -> str:
@@ -292,7 +289,7 @@ def _in_short(found: Comparison) -> str:
         by_word = {w: [(r, r.takes) for r in rows if found.word(r.takes, "faster", "slower") == w] for w in words}
         told = "; ".join(f"{word}: {_listed(those)}" for word, those in by_word.items() if those)
         parts.append(f"Times the throughput of {baseline}, {told}.")
-    return " ".join(parts) or "There is nothing to compare: no class has two stores."
+    return " ".join(parts)
 
 
 def settings(found: Comparison) -> Sentence:

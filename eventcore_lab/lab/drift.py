@@ -26,7 +26,9 @@ from eventcore_lab.clock import NS_PER_S
 from eventcore_lab.lab import stats
 from eventcore_lab.lab.database import Lab, UnknownRun
 from eventcore_lab.lab.measures import MIB, Run
+from eventcore_lab.lab.table import Table
 from eventcore_lab.lab.targets import Judgement, Targets, Threshold, Verdict, judge
+from eventcore_lab.lab.wording import digits, enumerated, percent
 
 BLOCKS = 60
 BLOCK_MIN_S = 0.25
@@ -165,7 +167,9 @@ class Soak:
         longest = max(self.legs, key=_measured_s)
         judged = judge(targets, longest, *self.legs)
         drifts = [j for name in _JUDGED for j in self._drifts(name, targets, longest.run_id)]
-        verdict = Verdict(f"soak of {spoken(self.done_h)}, {targets.name} targets", (*judged.judgements, *drifts))
+        broken = [_broke(n, leg) for n, leg in enumerate(self.legs, 1) if leg.row["status"] == "broken"]
+        judgements = *judged.judgements, *drifts, *broken
+        verdict = Verdict(f"soak of {spoken(self.done_h)}, {targets.name} targets", judgements)
         return Verdict(verdict.title, verdict.judgements, self._answer(verdict))
 
     def _drifts(self, name: str, targets: Targets, run_id: str) -> Sequence[Judgement]:
@@ -178,7 +182,10 @@ class Soak:
         drifting = [j for j in verdict.targets if j.unit.endswith("/h") and j.status == "fail"]
         growing = [s for s in self.slopes.values() if s.grows]
         legs = f" in {len(self.legs)} legs" if len(self.legs) > 1 else ""
-        text = f"{self.legs[0].row['store']} took {operations} operations over {spoken(self.done_h)}{legs}"
+        unwell, count = int(self.blocks["unwell"].sum()), int(self.blocks["n"].sum())
+        share = f", {unwell:,} of which ({percent(unwell / count)}) failed or had no answer," if unwell else ""
+        took = f"{self.legs[0].row['store']} took {operations} operations{share}"
+        text = f"{took} over {spoken(self.done_h)}{legs}{self._unread()}"
         if drifting:
             return f"{text}, and does not stay as it is: " + "; ".join(f"{j.name} {j.shown}" for j in drifting) + "."
         if growing:
@@ -186,18 +193,31 @@ class Soak:
             return f"{text}; what grows does not reach a limit within {spoken(growing[0].carried_on_h)} more: {told}."
         return f"{text}, and no growth of latency or memory was shown."
 
+    def _unread(self) -> str:
+        """Which legs ended before what they had stored was read back."""
+        unread = [n for n, leg in enumerate(self.legs, 1) if not leg.marks.filter(pl.col("name") == "read back").height]
+        found = [str(n) for n in unread if self.legs[n - 1].row["status"] != "complete"]
+        return f" (what leg {enumerated(found)} stored was not read back)" if found else ""
+
     def told(self) -> str:
         """One line per slope, for a terminal."""
-        return "\n".join(f"{s.name}: now {s.level:,.4g} {s.unit}, {_told(s)}" for s in self.slopes.values())
+        return "\n".join(f"{s.name}: now {_now(s)}, {_told(s)}" for s in self.slopes.values())
 
-    def table(self) -> pl.DataFrame:
-        """One row per slope: figure, now (median of the last quarter), unit, change per hour with its interval at 95 %."""
+    def table(self) -> Table:
+        """One row per slope: the figure, now (the median of the last quarter), its change per hour in all and in the last
+        half alone, each with its interval at 95 %."""
+        heads = ["figure", "now", "change per hour", "of the last half alone", "growth"]
         rows = [
-            (s.name, s.level, s.unit, s.per_hour.value, s.per_hour.low, s.per_hour.high) for s in self.slopes.values()
+            (
+                s.name,
+                _now(s),
+                _change(s.per_hour, s.unit),
+                _change(s.lately, s.unit),
+                "shown" if s.grows else "not shown",
+            )
+            for s in self.slopes.values()
         ]
-        names = ("figure", "now", "unit", "per hour", "low", "high")
-        frame = pl.DataFrame(rows, schema=list(names), orient="row")
-        return frame.with_columns(pl.col("now", "per hour", "low", "high").cast(pl.Float64).round_sig_figs(4))
+        return Table(heads, rows)
 
 
 def legs_of(lab: Lab, soak_id: str = "") -> list[tuple[str, str, float]]:
@@ -210,6 +230,14 @@ def legs_of(lab: Lab, soak_id: str = "") -> list[tuple[str, str, float]]:
 def _measured_s(leg: Run) -> float:
     start, end = leg.window_ns
     return max(end - start, 0) / NS_PER_S if leg.row["status"] == "complete" or len(leg.samples) else 0.0
+
+
+def _broke(number: int, leg: Run) -> Judgement:
+    """Of a leg that ended by itself: whatever else was met, it did not do what it should."""
+    nothing, reason = (math.nan,) * 3, leg.row["status_reason"]
+    return Judgement(
+        "target", f"leg {number}", "ends well", *nothing, "", "inconclusive", f"broken: {reason}", leg.run_id
+    )
 
 
 def _slope(name: str, unit: str, t_h: NDArray[np.float64], values: NDArray[np.float64]) -> Slope:
@@ -233,11 +261,11 @@ def _carried_on(slope: Slope, threshold: Threshold, run_id: str) -> Judgement:
     e, lately, hours = slope.per_hour, slope.lately, slope.carried_on_h
     limit = f"{threshold} in {spoken(hours)} more"
     allowed = (threshold.limit - slope.level) / hours if hours else math.nan
-    now = f"now {slope.level:,.4g} {slope.unit}"
+    now = f"now {_now(slope)}"
     if not (e.has_interval and lately.has_interval):
         status, reason = "inconclusive", "too few blocks of time for an interval; run it longer"
     elif allowed <= 0:
-        status, reason = "inconclusive", f"it is over the limit already, at {slope.level:,.4g} {slope.unit}"
+        status, reason = "inconclusive", f"it is over the limit already, at {_now(slope)}"
     elif slope.grows and max(e.low, lately.low) >= allowed:
         fastest = max(e, lately, key=lambda each: each.low)
         status, reason = "fail", f"{now}; the limit is reached in {spoken(allowed / fastest.value * hours)}"
@@ -256,8 +284,22 @@ def spoken(hours: float) -> str:
 
 
 def _told(slope: Slope) -> str:
-    e = slope.per_hour
-    if math.isnan(e.value):
+    if math.isnan(slope.per_hour.value):
         return "not measured often enough to see it change"
-    interval = f" [{e.low:+,.3g} – {e.high:+,.3g}]" if e.has_interval else ", too few blocks for an interval"
-    return f"changes by {e.value:+,.3g} {slope.unit} per hour{interval}"
+    no_interval = "" if slope.per_hour.has_interval else ", too few blocks for an interval"
+    return f"changes by {_change(slope.per_hour, slope.unit)} per hour{no_interval}"
+
+
+def _change(e: stats.Estimate, unit: str) -> str:
+    if math.isnan(e.value):
+        return "–"
+    interval = f" [{_signed(e.low)} – {_signed(e.high)}]" if e.has_interval else ""
+    return f"{_signed(e.value)} {unit}{interval}"
+
+
+def _signed(value: float) -> str:
+    return f"{'+' if value > 0 else '−' if value < 0 else ''}{digits(abs(value))}"
+
+
+def _now(slope: Slope) -> str:
+    return "–" if math.isnan(slope.level) else f"{digits(slope.level)} {slope.unit}"

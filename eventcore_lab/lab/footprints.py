@@ -336,15 +336,19 @@ def settings(runs: Sequence[Run], floor: Sequence[Run]) -> Sentence:
         return NOTHING_MEASURED
     begins = float(runs[0].looks("pss_bytes")["value"][0]) / MIB if "loader" in there else math.nan
     own = net([r for r in runs if r.row["executor"] == runs[0].row["executor"]], floor)
-    text = (
-        f"A load process begins with {begins:.0f} MiB; each command leaves "
-        f"{said(own, 'B') if own.value > 0 else 'nothing'} beside the harness's evidence."
-    )
+    text = f"A load process begins with {digits(begins)} MiB; beside the harness's evidence each command leaves {_left(own)}."
     if size := state_bytes(runs):
         text += f" A state in the cache takes about {size:,.0f} B: a million of them {size * 1e6 / MIB:,.0f} MiB."
     return Sentence(
         text + " Alarm on the slope of memory over commands; a bound on growth lets a slow leak pass for long."
     )
+
+
+def _left(own: Estimate) -> str:
+    """Nothing is what cannot be told from nothing; how much that might be, the interval says."""
+    if own.value > 0 or math.isnan(own.value):
+        return said(own, "B")
+    return f"nothing that shows ({said(own, 'B')})"
 
 
 def state_bytes(runs: Sequence[Run]) -> float:

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from eventcore_lab.lab import views
 from eventcore_lab.lab.arms import Arm, Value, ratio
-from eventcore_lab.lab.claims import Claim, settled
+from eventcore_lab.lab.claims import Claim, of_trials, settled
 from eventcore_lab.lab.measures import Figure, Run
 from eventcore_lab.lab.picture import Picture
 from eventcore_lab.lab.stats import Estimate
@@ -45,11 +45,12 @@ class Number(Struct, frozen=True):
         at_least: float | None = None,
         at_most: float | None = None,
     ) -> Claim:
-        """That it is at least, or at most, so much; or so many times what it is of the runs `to`."""
+        """That it is at least, or at most, so much; or so many times what it is of the runs `to` (as `claims.claim` has it)."""
         found = self.times(of, to) if to else self.together(of)
         reason = f"{self.name}: {self.said(of)}" + (f" to {self.said(to)}" if to else "")
         unit = "times" if to else self.unit
-        return settled(topic, text, found, unit, reason, of[0].run_id, at_least=at_least, at_most=at_most)
+        made = settled(topic, text, found, unit, reason, of[0].run_id, at_least=at_least, at_most=at_most)
+        return of_trials(made, min(len(of), len(to))) if to else made
 
     def said(self, runs: Sequence[Run]) -> str:
         """Its value with its unit, and its interval if it has one, for people."""

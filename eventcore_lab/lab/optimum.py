@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from eventcore_lab.lab.arms import Arm, arms
+from eventcore_lab.lab.arms import Arm, arms, ratio
 from eventcore_lab.lab.measures import Run
 from eventcore_lab.lab.sentences import NOTHING_MEASURED, Sentence
 from eventcore_lab.lab.views import WORDS
-from eventcore_lab.lab.wording import Names, digits, named, percent, told
+from eventcore_lab.lab.wording import Names, digits, named, percent, said, told
 
 SHARE = 0.9
 """Of the best: what is within a tenth of it is as good."""
@@ -47,7 +47,7 @@ def _peak(group: Arm, by: str, figure: str, words: str, names: Names | None) -> 
     whose = f"{named(group.value, names)}, " if group.value != "" else ""
     text = f"{whose}{told(top, figure)} {words.format(named(at.value))}"
     if at is not first and least.value > 0:
-        text += f", {top.value / least.value:.1f} times what {named(first.value)} gives"
+        text += f", {said(ratio(at.runs, first.runs, figure), 'times')} what {named(first.value)} gives"
     return top.value, text
 
 

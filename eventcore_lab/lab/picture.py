@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 
 from eventcore_lab.lab.measures import Run
-from eventcore_lab.lab.wording import digits
+from eventcore_lab.lab.wording import digits, printable
 
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#666666"
 COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, "#56B4E9")
@@ -73,7 +73,7 @@ class Picture(Figure):
 
 def plain(text: object, chars_max: int = 48) -> str:
     """`text` for a label: no mathematics, no control characters, a box for what the font lacks, cut to fit."""
-    clean = "".join(c if c.isprintable() else " " for c in str(text)[: chars_max + 1])
+    clean = printable(str(text)[: chars_max + 1])
     cut = clean if len(clean) <= chars_max else clean[: chars_max - 1] + "…"
     return "".join(c if ord(c) in _glyphs() else "□" for c in cut).replace("$", r"\$")
 

@@ -36,13 +36,12 @@ from eventcore_lab.lab.picture import (
     short,
     style,
 )
-from eventcore_lab.lab.sentences import option
+from eventcore_lab.lab.sentences import DEFAULTS, option
 from eventcore_lab.lab.stats import percentile, samples_needed
 from eventcore_lab.lab.targets import Targets, Threshold
 
 _WORDS = {"commands_per_second": "commands per second", "events_per_second": "events per second"}
 _TAIL = (0.5, 0.9, 0.99, 0.999, 0.9999)
-DEFAULTS = {"batch": 1, "concurrency": 10}
 
 
 def throughput_by(

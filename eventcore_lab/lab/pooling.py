@@ -18,6 +18,7 @@ from eventcore_lab.lab.measures import Run
 from eventcore_lab.lab.optimum import enough
 from eventcore_lab.lab.sentences import NOTHING_MEASURED, Sentence
 from eventcore_lab.lab.stats import Estimate
+from eventcore_lab.lab.table import Table
 from eventcore_lab.lab.views import parts_ms
 from eventcore_lab.lab.wording import digits, named, percent, told
 from eventcore_lab.spec import parse
@@ -178,7 +179,7 @@ class Effects:
         waits = [longest_wait_ms(runs) for runs in (row.full, row.quiet)]
         changed = "; ".join(row.changed) or ("nothing" if row.is_without else "nothing settled")
         numbers = [*found[:2], waits[0], *found[2:], waits[1], row.failed]
-        return [row.name, *map(_cell, numbers), "–" if row.is_base else changed]
+        return [row.name, *map(digits, numbers), "–" if row.is_base else changed]
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th scope='col'>{head}</th>" for head in self._HEADS)
@@ -191,11 +192,7 @@ class Effects:
         return f"<table class='settings'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
     def __repr__(self) -> str:
-        lines = [list(self._HEADS), *map(self.cells, self.rows)]
-        widths = [max(len(line[n]) for line in lines) for n in range(len(self._HEADS))]
-        return "\n".join(
-            "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines
-        )
+        return repr(Table(self._HEADS, map(self.cells, self.rows)))
 
 
 def _by_setting(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -203,10 +200,6 @@ def _by_setting(runs: Sequence[Run]) -> dict[str, list[Run]]:
     for run in runs:
         found.setdefault(setting(run), []).append(run)
     return found
-
-
-def _cell(value: float) -> str:
-    return "–" if math.isnan(value) else "never" if math.isinf(value) else digits(value)
 
 
 def effects(found: Effects) -> Sentence:

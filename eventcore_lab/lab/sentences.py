@@ -10,23 +10,24 @@ import polars as pl
 from msgspec import Struct
 
 from eventcore_lab.lab import visibility
-from eventcore_lab.lab.arms import TRIALS_MIN
+from eventcore_lab.lab.arms import TRIALS_MIN, arms, ratio
 from eventcore_lab.lab.disturbances import cautions, generator_limits, lateness_ms, loader_cpu
 from eventcore_lab.lab.measures import Figure, Run
 from eventcore_lab.lab.targets import Verdict, untested
-from eventcore_lab.lab.wording import percent, said
+from eventcore_lab.lab.wording import named, percent, printable, said
 from eventcore_lab.spec import parse
 
 _WORDS = {"commands_per_second": "commands/s", "events_per_second": "events/s"}
 
 
 class Sentence(Struct, frozen=True):
-    """Markdown in a notebook, plain text elsewhere."""
+    """Markdown in a notebook, plain text elsewhere. What it takes from users can neither be a link or a picture nor move a
+    terminal's cursor."""
 
     text: str
 
     def __str__(self) -> str:
-        return self.text
+        return "\n".join(map(printable, self.text.split("\n")))
 
     @property
     def headline(self) -> str:
@@ -35,7 +36,7 @@ class Sentence(Struct, frozen=True):
         return re.sub(r"[*`]", "", "; ".join(part.rstrip(".") for part in bold) or self.text).rstrip(".")
 
     def _repr_markdown_(self) -> str:
-        return self.text.replace("$", "\\$").replace("<", "&lt;")
+        return str(self).replace("$", "\\$").replace("<", "&lt;").replace("](", "]&#40;")
 
 
 NOTHING_MEASURED = Sentence("Nothing was measured.")
@@ -51,19 +52,20 @@ def option(run: Run, name: str, default: int) -> int:
 
 
 def throughput(runs: Sequence[Run], by: str, figure: str = "commands_per_second") -> Sentence:
-    """Where throughput is highest, and what that is to the smallest setting of `by` (batch or concurrency)."""
-    defaults = {"batch": 1, "concurrency": 10}
-    ordered = sorted(runs, key=lambda r: option(r, by, defaults.get(by, 1)))
-    values = [r.figure(figure).estimate.value for r in ordered]
-    if not values or all(math.isnan(v) for v in values):
+    """Where throughput is highest, and how many times that is what the smallest setting of `by` (batch, concurrency …) gives,
+    over all trials of each."""
+    found = [(a, e) for a in arms(runs, by, DEFAULTS.get(by)) if not math.isnan((e := a.estimate(figure)).value)]
+    if not found:
         return NOTHING_MEASURED
-    top = max(range(len(values)), key=lambda i: -math.inf if math.isnan(values[i]) else values[i])
-    at = option(ordered[top], by, defaults.get(by, 1))
-    text = f"**Most {_WORDS[figure]}: {_value(ordered[top].figure(figure))} at {by} {at:,}**"
-    first = option(ordered[0], by, defaults.get(by, 1))
-    if top > 0 and values[0] > 0:
-        text += f", {values[top] / values[0]:.1f} times what {by} {first:,} gives"
+    (first, least), (top, most) = found[0], max(found, key=lambda f: f[1].value)
+    text = f"**Most {_WORDS[figure]}: {said(most)} at {by} {named(top.value)}**"
+    if top is not first and least.value > 0:
+        text += f", {said(ratio(top.runs, first.runs, figure), 'times')} what {by} {named(first.value)} gives"
     return Sentence(text + ".")
+
+
+DEFAULTS = {"batch": 1, "concurrency": 10}
+"""Of options that a spec may leave out."""
 
 
 def latency(run: Run) -> Sentence:
@@ -118,11 +120,11 @@ def settings(commands: Sequence[Run], writes: Sequence[Run], share: float = 0.9)
     """What to set in production: the smallest concurrency and batch within `share` of the best, since more only waits."""
     parts = []
     for runs, by, figure in ((commands, "concurrency", "commands_per_second"), (writes, "batch", "events_per_second")):
-        values = {option(r, by, 1): r.figure(figure).estimate.value for r in runs}
+        values = {a.value: a.estimate(figure).value for a in arms(runs, by, DEFAULTS.get(by))}
         known = {at: v for at, v in values.items() if not math.isnan(v)}
         if known:
-            at = min(at for at, v in known.items() if v >= share * max(known.values()))
-            parts.append(f"a {by} of {at:,} ({known[at]:,.0f} {_WORDS[figure]}, best {max(known.values()):,.0f})")
+            at = next(at for at, v in known.items() if v >= share * max(known.values()))
+            parts.append(f"a {by} of {named(at)} ({known[at]:,.0f} {_WORDS[figure]}, best {max(known.values()):,.0f})")
     if not parts:
         return NOTHING_MEASURED
     return Sentence(f"The smallest settings within {percent(1 - share)} of the best: " + ", ".join(parts) + ".")
@@ -150,7 +152,7 @@ def caveats(runs: Sequence[Run]) -> Sentence:
     return Sentence("\n".join(f"- {line}" for line in lines))
 
 
-_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?", re.ASCII)
 
 
 def gathered(cautions_of: Mapping[str, Sequence[str]]) -> list[str]:

@@ -13,8 +13,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from numpy.typing import NDArray
 
 from eventcore_lab.lab.arms import Arm, arms, ratio, where
-from eventcore_lab.lab.claims import Claim, claim, settled
+from eventcore_lab.lab.claims import Claim, claim, of_trials, settled
 from eventcore_lab.lab.measures import Run
+from eventcore_lab.lab.numbers import Number, exactly
 from eventcore_lab.lab.picture import (
     BLUE,
     GREEN,
@@ -67,6 +68,9 @@ def lag_ms(runs: Sequence[Run]) -> Estimate:
     """How far the read model was behind, the median of all looks at it, with its worst as the interval's upper end; ms."""
     lags = gauge(runs, "lag_ms")
     return Estimate(percentile(lags, 0.5), percentile(lags, 0.5), percentile(lags, 1.0), len(lags))
+
+
+LAG = Number("lag", "behind the store, ms", "ms", lambda run: exactly((e := lag_ms([run])).value, e.n))
 
 
 def refresh_ms(runs: Sequence[Run]) -> Estimate:
@@ -257,10 +261,13 @@ def _claims_of_lag(ways: dict[str, Arm]) -> list[Claim]:
     found = []
     for name in (n for n, e in lagging.items() if e.n and not refresh_ms(ways[n].runs).n):
         for view, lag in list(refreshed.items())[:1]:
-            times = Estimate(lagging[name].value / lag.value, math.nan, math.nan, lag.n)
+            ours, theirs = ways[name].runs, ways[view].runs
+            is_never = lagging[name].high == 0  # at no look of any trial: no ratio of medians says more
+            times = exactly(0, lag.n) if is_never else LAG.times(ours, theirs)
             text = f"{name} is at most 0.1 times as far behind as {view}, in the median"
             reason = f"{digits(lagging[name].value)} to {digits(lag.value)} ms"
-            found.append(settled(TOPIC, text, times, "times", reason, ways[name].runs[0].run_id, at_most=0.1))
+            made = settled(TOPIC, text, times, "times", reason, ours[0].run_id, at_most=0.1)
+            found.append(made if is_never else of_trials(made, min(len(ours), len(theirs))))
     return found
 
 
@@ -272,11 +279,24 @@ def _claims_of_refreshes(looks: Sequence[Run]) -> list[Claim]:
         (few, first), (many, last) = sizes[0], sizes[-1]
         short, long = refresh_ms(first.runs), refresh_ms(last.runs)
         if many > few and short.n and long.n:
-            times = Estimate(long.value / short.value, math.nan, math.nan, long.n)
+            times = _times(long, short)
             text = f"{view.value}: a refresh takes at most twice as long with {many / few:.3g} times the events"
             reason = f"{digits(short.value)} ms over {few:,}, {digits(long.value)} ms over {many:,} events"
-            found.append(settled(TOPIC, text, times, "times", reason, last.runs[0].run_id, at_most=2))
+            made = settled(TOPIC, text, times, "times", reason, last.runs[0].run_id, at_most=2)
+            found.append(of_trials(made, min(len(first.runs), len(last.runs))))
     return found
+
+
+REFRESHES_MIN = 3
+"""Of fewer refreshes nothing is settled."""
+
+
+def _times(long: Estimate, short: Estimate) -> Estimate:
+    """How many times as long refreshes take, at the least (the shortest of the one, the longest of the other) and at the
+    most: with this few, wider than an interval at 95 % of their medians would be."""
+    if min(long.n, short.n) < REFRESHES_MIN:
+        return exactly(long.value / short.value, long.n)
+    return Estimate(long.value / short.value, long.low / short.high, long.high / short.low, long.n)
 
 
 def _claims_of_readers(looks: Sequence[Run]) -> list[Claim]:

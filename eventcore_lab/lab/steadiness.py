@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from eventcore_lab.lab.drift import Slope, Soak
 from eventcore_lab.lab.picture import (
@@ -122,10 +122,11 @@ def _slope_line(axes: Axes, slope: Slope, x: np.ndarray, y: np.ndarray, factor: 
 def _unwell(axes: Axes, blocks: pl.DataFrame, factor: float) -> None:
     x, y = blocks["t_h"].to_numpy() * factor, blocks["unwell"].to_numpy()
     axes.bar(x, y, width=0.8 * (x[1] - x[0]) if len(x) > 1 else 1.0, color=RED)
-    axes.set_ylabel("not well")
+    axes.set_ylabel("not ok")
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.set_ylim(0, max(1, 1.1 * float(y.max())))
     if not y.any():
-        axes.text(0.5, 0.5, "every operation was answered well", ha="center", va="center", color=GREY, fontsize=9,
+        axes.text(0.5, 0.5, "every operation was ok", ha="center", va="center", color=GREY, fontsize=9,
                   transform=axes.transAxes)  # fmt: skip
 
 
@@ -135,8 +136,10 @@ def _named(axes: Axes, ends: Sequence[tuple[float, str, str]], is_log: bool) -> 
     heights = {
         name: (np.log(v / low) / np.log(high / low) if is_log else (v - low) / (high - low)) for v, name, _ in ends
     }
-    last = -1.0
-    for value, name, colour in sorted(ends):
+    last, at = -1.0, {}
+    for _, name, colour in sorted(ends):
         last = max(float(heights[name]), last + 0.1)
-        axes.text(1.01, last, name, color=colour, fontsize=9, va="center", transform=axes.transAxes)
-        del value
+        at[name] = last, colour
+    for height, (name, (y, colour)) in zip(range(len(at) - 1, -1, -1), at.items(), strict=True):
+        y = min(y, 1 - 0.1 * height)  # and none above it
+        axes.text(1.01, y, name, color=colour, fontsize=9, va="center", transform=axes.transAxes)

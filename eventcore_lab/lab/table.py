@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
+from eventcore_lab.lab.wording import printable
+
 
 class Table:
     """Rows of text under heads. The first cell names its row."""
@@ -21,7 +23,7 @@ class Table:
         return f"<table class='dataframe'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
     def __repr__(self) -> str:
-        lines = [self.heads, *self.rows]
+        lines = [[printable(cell) for cell in line] for line in (self.heads, *self.rows)]
         widths = [max(len(line[n]) for line in lines) for n in range(len(self.heads))]
         told = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in lines]
         return "\n".join(line.rstrip() for line in told)

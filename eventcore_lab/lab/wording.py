@@ -45,6 +45,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
+def printable(text: str) -> str:
+    """`text` without what moves a terminal's cursor or turns its writing round: a space for each."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 def named(value: Value, names: Names | None = None) -> str:
     """What a value is called by `names`, else itself: words as they are, numbers in thousands."""
     if names and value in names:

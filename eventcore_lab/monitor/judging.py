@@ -15,6 +15,8 @@ from eventcore_lab.monitor.window import OBSERVED, Basis
 
 LOAD_MIN_S = 1.0
 """Of less load than this a rate says nothing."""
+OBSERVABLE = ("events_per_second",)
+"""Of an existing store, from its own tables and statistics."""
 RATES = ("commands_per_second", "events_per_second")
 
 
@@ -55,6 +57,8 @@ def _undecided(threshold: Threshold, value: float, basis: Basis, watched: Watche
     p = PERCENTILES.get(threshold.name)
     if watched is None:
         return "nothing is watched"
+    if math.isnan(value) and watched.status == OBSERVED and threshold.name not in OBSERVABLE:
+        return "a store that is only observed does not tell it"
     if math.isnan(value):
         return "warming up" if basis.is_warming_up else "nothing yet"
     if watched.status in ("interrupted", "broken"):

@@ -204,7 +204,7 @@ class Metrics(Collector):
 
     def _load(self) -> Iterator[Metric]:
         state, fresh = self._state, self._fresh()
-        streams = next((fresh[name].value for name in ("loader.streams", "store.streams") if name in fresh), math.nan)
+        streams = fresh["store.streams"].value if "store.streams" in fresh else math.nan
         yield from _known("eventcore_active_streams", "Streams that have events, as far as it is known.", streams)
         is_known = state.is_loaded and not self._is_stale
         in_flight, oldest_s = (float(state.waiting), state.oldest_s) if is_known else (math.nan, math.nan)

@@ -20,7 +20,7 @@ from eventcore_lab.monitor.state import State
 
 VERSION = 1
 _PASSWORDS = (
-    re.compile(rb"(://[^\s:/@\"'<>\\]*:)[^\s/\"'<>\\]+(?=@)"),
+    re.compile(rb"(://[^\s:/@\"'<>\\]*:)(?:[^\s/\"'<>\\]|\\.)+(?=@)"),  # what is escaped is part of it, too
     re.compile(rb"(\bpassword\s*=\s*)[^\s&,;)\"'<>\\]+", re.IGNORECASE),
 )
 _encode = msgspec.json.Encoder().encode

@@ -21,6 +21,8 @@ from eventcore_lab.stores.observed_server import APPLICATION_NAME, Gauges, Serve
 SUBSCRIPTIONS_MAX, NAME_MAX_CHARS = 50, 200
 LAG_COUNTED_MAX = 1000
 """Where positions are no dense numbers a subscription's lag is counted, and no further than this."""
+OF_STREAMS = ("which event store there is", "the events table", "the number of streams")
+"""What is to be asked for to know how many streams there are."""
 STREAMS_COUNTED_ROWS, STREAMS_COUNTED_BYTES = 20_000, 16 * 2**20
 """Streams are counted in a table that is no larger than this; else the estimate of the last ANALYZE is told."""
 

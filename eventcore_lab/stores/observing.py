@@ -16,7 +16,7 @@ import asyncpg
 from msgspec import Struct
 
 from eventcore_lab.clock import NS_PER_S, now_ns
-from eventcore_lab.stores.observed_events import Events
+from eventcore_lab.stores.observed_events import OF_STREAMS, Events
 from eventcore_lab.stores.observed_server import APPLICATION_NAME, Gauges, Server
 from eventcore_lab.stores.pool import explained
 
@@ -100,6 +100,7 @@ class Observer:
             _Part("the size of the database", 60.0, self._server.size),
             *(_Part(*each) for each in self._events.parts()),
         )
+        self._of_streams = [part for part in self._rest if part.what in OF_STREAMS]
 
     @property
     def described(self) -> str:
@@ -112,8 +113,15 @@ class Observer:
         """Of the server's process that serves the connection; None while there is none."""
         return None if self._raw is None or self._raw.is_closed() else int(self._raw.get_server_pid())
 
-    async def look(self, events: bool = True) -> Seen:
-        """Ask for what is due; within `look_max_s`. Without `events` only for what the server tells every second."""
+    def make_due(self) -> None:
+        """Whatever was asked for just now, the next look asks for it."""
+        for part in (*self._parts, *self._rest):
+            part.reset()
+
+    async def look(self, events: bool = True, streams: bool = False) -> Seen:
+        """Ask for what is due; within `look_max_s`. Without `events` only for what the server tells every second, and with
+        `streams` how many of those there are."""
+        parts = (*self._parts, *self._rest) if events else (*self._parts, *(self._of_streams if streams else ()))
         began_ns = now_ns()
         if began_ns < self._retry_ns:
             return Seen({}, error=self._error)
@@ -123,7 +131,7 @@ class Observer:
         guard = asyncio.get_running_loop().call_later(self._look_max_s, self._cut)
         is_whole = False
         try:
-            await self._asked((*self._parts, *self._rest) if events else self._parts, gauges)
+            await self._asked(parts, gauges)
             self._error, self._retry_s, is_whole = "", RETRY_FIRST_S, True
         except Exception as error:
             self._note_lost(error)
@@ -163,8 +171,7 @@ class Observer:
         if not hello["sees_all"]:
             self._note_once("observed in part", HIDDEN)
         await self._server.learn(raw)
-        for part in (*self._parts, *self._rest):
-            part.reset()
+        self.make_due()
 
     def _cut(self) -> None:
         self._is_cut = True
