@@ -175,9 +175,7 @@ def monitor(
 
 @app.command()
 def soak(
-    hours: Annotated[
-        float | None, typer.Option(help="How long; 0.1 is six minutes.", show_default="8")
-    ] = None,
+    hours: Annotated[float | None, typer.Option(help="How long; 0.1 is six minutes.", show_default="8")] = None,
     rate: Annotated[
         float | None,
         typer.Option(help="Operations per second, by chance (poisson); or -p pacer=…", show_default="200"),
@@ -214,7 +212,7 @@ def soak(
 @app.command("list")
 def list_() -> None:
     """What there is: notebooks with their parameters, stores, workloads, executors, pacers, projections, targets."""
-    from eventcore_lab.batch import catalogue
+    from eventcore_lab.listing import catalogue
 
     print(catalogue(_project("notebooks")))
 
@@ -224,8 +222,8 @@ def runs(
     lab: LabFile = None, limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 20
 ) -> None:
     """The newest runs of the Lab, a line each."""
-    from eventcore_lab.batch import listing
     from eventcore_lab.lab.database import Lab
+    from eventcore_lab.listing import listing
 
     print(listing(Lab(lab), limit))
 
@@ -236,8 +234,8 @@ def rerun(
     lab: LabFile = None,
 ) -> None:
     """Measure a stored run once more, with every parameter it had, and say what differs: the figures, and the machine."""
-    from eventcore_lab.batch import repeat
     from eventcore_lab.lab.database import Lab
+    from eventcore_lab.listing import repeat
 
     text, code = repeat(Lab(lab), run_id)
     print(text)
@@ -252,8 +250,8 @@ def report(
     lab: LabFile = None,
 ) -> None:
     """One run in figures, held to targets (the exit code is the verdict's); without a run, rebuild the index of reports."""
-    from eventcore_lab.batch import describe
     from eventcore_lab.lab.database import Lab
+    from eventcore_lab.listing import describe
     from eventcore_lab.reports import rewrite_index
 
     if not run_id:

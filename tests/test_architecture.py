@@ -33,9 +33,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "batch": VOCABULARY
     | {"commands", "projections", "experiment", "lab", "load", "stores", "reports", "progress", "soak", "workbench"},
     "soak": VOCABULARY | {"experiment", "lab", "load", "progress", "workbench"},
+    "listing": VOCABULARY | {"commands", "projections", "lab", "load", "stores", "reports", "workbench"},
     "selftest": VOCABULARY | {"lab", "load"},
     "monitor": VOCABULARY | {"lab", "load", "stores"},
-    "cli": VOCABULARY | {"batch", "experiment", "lab", "machine", "monitor", "reports", "selftest", "stores"},
+    "cli": VOCABULARY
+    | {"batch", "experiment", "lab", "listing", "machine", "monitor", "reports", "selftest", "stores"},
     "__main__": {"cli"},
     "__init__": {"events", "experiment", "lab", "monitor", "soak", "spec", "stores", "workbench"},
 }

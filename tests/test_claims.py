@@ -200,22 +200,36 @@ def test_claims_are_kept_in_the_lab_under_their_topic(lab: Lab) -> None:
 # pictures
 
 
-@pytest.mark.parametrize("figure", sorted(UNITS))
-def test_every_figure_can_be_drawn_along_beside_and_over(lab: Lab, figure: str) -> None:
+@pytest.fixture(scope="module")
+def six(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+    """Of three settings and two stores, one of which has a name to beware of."""
+    lab = Lab(tmp_path_factory.mktemp("six") / "lab.duckdb")
     for n, batch in enumerate((1, 10, 100)):
         for m, store in enumerate(("memory", "$a_b^c$ <i>")):
             rows = [sample(k, k * MS, (k + n + m) * MS + 1, events=batch) for k in range(300)]
             workload, column = f"write_events:batch={batch}", {"store": store, "connections": 5 * batch}
             lab.ingest(spooled(lab, f"r{n}{m}", rows, workload=workload, pacer="saturate", executor="direct", **column))
-    runs = [Run(lab, f"r{n}{m}") for n in range(3) for m in range(2)]
-    pictures = [
-        views.along(runs, "connections", figure, "store", Targets.production()),
-        views.side_by_side(runs, "store", figure, Targets.production()),
-        views.over_two(runs, "connections", "store", figure),
-        views.where_time_goes(runs, "connections"),
-        views.along([], "connections", figure),
+    return [Run(lab, f"r{n}{m}") for n in range(3) for m in range(2)]
+
+
+@pytest.mark.parametrize("figure", sorted(UNITS))
+def test_every_figure_can_be_drawn_along_beside_and_over(six: list[Run], figure: str) -> None:
+    drawn(
+        views.along(six, "connections", figure, "store", Targets.production()),
+        views.side_by_side(six, "store", figure, Targets.production()),
+        views.over_two(six, "connections", "store", figure),
+    )
+
+
+def test_where_time_goes_can_be_drawn_and_so_can_nothing(six: list[Run]) -> None:
+    drawn(
+        views.where_time_goes(six, "connections"),
+        views.along([], "connections"),
         views.where_time_goes([], "connections"),
-    ]
+    )
+
+
+def drawn(*pictures: Picture) -> None:
     for picture in pictures:
         data, _ = picture._repr_mimebundle_()
         assert data["image/png"].startswith(b"\x89PNG")
@@ -263,15 +277,16 @@ def test_a_peak_is_told_with_how_many_times_the_first_setting_it_is_and_the_inte
     )
 
 
-HOSTILE = "a](http://x.example/p.png) ![b](javascript:alert(1)) <img src=x> $x^2$ \x1b[31m\u202e"
+HOSTILE = "[a](http://x.example/p.png) ![b](javascript:alert(1)) <img src=x> $x^2$ \x1b[31m\u202e"
 
 
 def test_what_a_sentence_takes_from_users_is_no_link_no_picture_and_moves_no_cursor() -> None:
     found = sentences.Sentence(f"**Most: 3/s [2 – 4]** with {HOSTILE}\n\n- next")
     page = str(markdown(found._repr_markdown_()))
-    assert not re.search(r"<(a|img)\b|href|src=\"", page) and "[2 – 4]" in page and "<li>next</li>" in page
+    assert ">a</a>" not in page and "<img" not in page and 'href="javascript' not in page and "![b](javascript" in page
+    assert "[2 – 4]" in page and "<li>next</li>" in page
     assert not {"\x1b", "\u202e"} & set(str(found) + page + repr(Table(["name", HOSTILE], [[HOSTILE, "1"]])))
-    assert str(found).startswith("**Most: 3/s [2 – 4]** with a](http")
+    assert str(found).startswith("**Most: 3/s [2 – 4]** with [a](http")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pages
 import polars as pl
 import pytest
 
-from eventcore_lab import batch, cli
+from eventcore_lab import cli, listing
 from eventcore_lab.clock import NS_PER_S, now_ns, pause_s
 from eventcore_lab.experiment import Experiment
 from eventcore_lab.lab.database import Lab
@@ -136,7 +136,7 @@ def test_the_lag_of_a_report_has_the_refresh_where_there_is_one(refreshes_ms: li
         gauge=lambda source, name: gauges.filter((pl.col("source") == source) & (pl.col("name") == name)),
     )
     refresh = "; a refresh takes 20 ms in the median" if refreshes_ms else ""
-    assert batch._lag(found) == f"p50 3.25 ms, worst 1,234 ms{refresh}"  # type: ignore[arg-type]
+    assert listing._lag(found) == f"p50 3.25 ms, worst 1,234 ms{refresh}"  # type: ignore[arg-type]
 
 
 def test_doctor_prints_a_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import nbformat
 import polars as pl
 import pytest
 
-from eventcore_lab import batch, cli, machine, selftest
+from eventcore_lab import batch, cli, listing, machine, selftest
 from eventcore_lab.lab.database import Lab
 from eventcore_lab.lab.targets import Targets
 from eventcore_lab.monitor import beside, process
@@ -253,7 +253,7 @@ def without_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[S
     for module, name in (*of_batch, (selftest, "selftest"), (machine, "examine"), (process.Monitor, "run")):
         monkeypatch.setattr(module, name, begins)
     for name in ("rerun", "Run"):
-        monkeypatch.setattr(batch, name, begins_with_a_run)
+        monkeypatch.setattr(listing, name, begins_with_a_run)
     return lambda words: cli.app(words, standalone_mode=False)
 
 

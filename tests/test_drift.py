@@ -196,7 +196,9 @@ def test_an_outage_does_not_bend_the_slope_and_is_counted(lab: Lab) -> None:
     assert soak.blocks["unwell"].sum() == pytest.approx(24_000 * 0.5 / 8, rel=0.1)
     assert judged(soak, "p95") == "pass"
     answer = soak.verdict(Targets.of("p95 < 50ms")).answer
-    assert f"24,000 operations, {soak.blocks['unwell'].sum():,} of which (6 %) failed or had no answer, over 8 h" in answer
+    assert (
+        f"24,000 operations, {soak.blocks['unwell'].sum():,} of which (6 %) failed or had no answer, over 8 h" in answer
+    )
 
 
 def test_blocks_are_of_every_operation_and_their_percentiles_order_statistics(lab: Lab) -> None:

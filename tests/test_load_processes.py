@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from eventcore_lab.batch import repeat
+from eventcore_lab.listing import repeat
 from eventcore_lab.clock import now_ns, pause_s
 from eventcore_lab.experiment import Experiment, RunBroken, measuring
 from eventcore_lab.lab.database import Lab

@@ -184,7 +184,7 @@ def test_the_most_is_told_first_and_compared_with_the_least_setting() -> None:
     runs = rates("connections", {1: 100, 5: 300}, label="slow") + rates("connections", {1: 1000, 5: 500}, label="fast")
     text = str(optimum.most(runs, "connections", "events_per_second", "with {}", lines="label"))
     assert text.startswith("**Most events per second: fast, 1,000/s [990 – 1,010] with 1.**")
-    assert text.endswith("Slow, 300/s [297 – 303] with 5, 3.0 times what 1 gives.")
+    assert text.endswith("Slow, 300/s [297 – 303] with 5, 3 times [2.96 – 3.04] what 1 gives.")
     assert optimum.most([], "connections", "events_per_second", "{}") is sentences.NOTHING_MEASURED
 
 

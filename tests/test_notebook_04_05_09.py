@@ -96,11 +96,22 @@ def looked_at(*sizes_mib: float, peak: float = 0.0, after: float = 0.0) -> list[
 
 def test_a_number_is_told_to_arms_claims_and_pictures_as_a_figure_is() -> None:
     runs = [Made(events=n, workload=f"read_everything:events={size}") for n, size in ((10, 100), (30, 300))]
-    events = Number("events of the first", "events", "events", lambda run: exactly(float(run.samples["events"][0]), 1))
+
+    def counted(run: Run) -> Estimate:
+        n = float(run.samples["events"][0])
+        return Estimate(n, n - 0.1, n + 0.1, 1)
+
+    events = Number("events of the first", "events", "events", counted)
     assert events.together(runs).value == 20
     assert events.times(runs[1:], runs[:1]).value == pytest.approx(3)
     claim = events.claim("streaming", "more of more", runs[1:], runs[:1], at_least=2)
-    assert (claim.status, claim.unit, claim.reason) == ("held", "times", "events of the first: 30 events to 10 events")
+    reason = (
+        "events of the first: 30 events [29.9 – 30.1] to 10 events [9.9 – 10.1]; one run each, so the interval is from "
+    )
+    reason += "within"
+    assert (claim.status, claim.unit, claim.reason) == ("held", "times", reason)
+    without = Number("events", "events", "events", lambda run: exactly(float(run.samples["events"][0]), 1))
+    assert without.claim("streaming", "more", runs[1:], runs[:1], at_least=2).status == "not settled"
     axes = events.along(runs, "events").axes[0]
     assert axes.get_ylabel() == "events" and list(axes.get_lines()[0].get_ydata()) == [10, 30]
 

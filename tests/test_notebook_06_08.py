@@ -256,7 +256,9 @@ def test_claims_about_read_models_are_of_cost_and_of_lag() -> None:
         kept("trigger", 50, [0, 0, 0], []),
         kept("matview:every_s=1", 100, [100, 200, 1000], [50]),
     ]
+    one.append(kept("memory", 100, [0, 0, 0, 8.0], []))
     once = {c.text: c.status for c in staleness.claims_of(one, [])}
+    assert once["memory is at most 0.1 times as far behind as matview:every_s=1, in the median"] == "held"
     assert once["worker is at most 0.1 times as far behind as matview:every_s=1, in the median"] == "not settled"
     assert once["trigger is at most 0.1 times as far behind as matview:every_s=1, in the median"] == "held"
     writers = 3 * one
@@ -265,7 +267,9 @@ def test_claims_about_read_models_are_of_cost_and_of_lag() -> None:
     assert found["beside trigger, writers do at least 0.9 times what they do without"] == "not held"
     assert found["worker is at most 0.1 times as far behind as matview:every_s=1, in the median"] == "held"
     assert "`worker` 5 ms in the median, 10 ms at worst; `trigger` never" in str(staleness.behind(writers))
-    assert "**worker** is least behind: at most 10 ms" in str(staleness.settings(writers))
+    assert "**memory** is least behind: at most 8 ms" in str(staleness.settings(writers))
+    dear = staleness.settings([Made("none", 100), kept("trigger", 80, [0], []), kept("worker", 85, [1.0], [])])
+    assert "(none was measured to cost writers at most 10 %), **trigger**" in str(dear)
     assert staleness.table(writers).rows[0][0] == "without"
 
 
@@ -274,17 +278,18 @@ def test_a_read_model_that_never_promised_to_be_right_is_never_advised() -> None
     assert "**worker** is least behind" in str(staleness.settings(writers))
 
 
-def look(projection: str, users: int, *refreshes: float, ms: tuple[int, ...] = (1,)) -> Run:
+def look(projection: str, users: int, *refreshes: float, ms: tuple[int, ...] = (1,), rate: int = 100) -> Run:
     """Look-ups that take `ms`, one after the other, in a store with two events of each user."""
     of = projection.partition(":")[0]
     told = [(f"projection {of}", "refresh_ms", took) for took in refreshes]
     made_with = {"projection": projection, "workload": f"read_model:of={of},users={users}"}
-    return Made(f"{projection} {users}", ms=ms, gauges=told, filled=2 * users, **made_with)
+    return Made(f"{projection} {users}", rate, ms=ms, gauges=told, filled=2 * users, **made_with)
 
 
 def test_claims_about_refreshes_are_of_their_growth_and_of_who_waits() -> None:
     view = "chapter_matview:every_s=1"
-    looks = [look(view, 100, 9.0, 10.0, 11.0), look(view, 1000, 78.0, 80.0, 90.0, ms=(1, 50)), look("worker", 1000)]
+    looks = [look(view, 100, 9.0, 10.0, 11.0), look(view, 1000, 78.0, 80.0, 90.0, ms=(1, 50), rate=1000)]
+    looks.append(look("worker", 1000, rate=1000))
     found = {c.text: (c.status, round(c.measured.value, 6)) for c in staleness.claims_of([], looks)}
     assert found == {
         f"{view}: a refresh takes at most twice as long with 10 times the events": ("not held", 8.0),

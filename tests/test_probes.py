@@ -66,3 +66,17 @@ def test_processor_time_before_the_first_look_is_not_counted(tmp_path: Path) -> 
     probe.sample_memory()
     assert probe._newly_spent_s(os.getpid(), psutil.Process()) == 0
     series.close()
+
+
+def test_the_memory_of_what_is_away_is_not_known_and_not_none(tmp_path: Path) -> None:
+    series = Series(tmp_path)
+    series.start_ns = 0
+    pids = [os.getpid()]
+    probe = probes._Probe(series, {"server": lambda: pids})
+    probe.sample_memory()
+    pids.clear()
+    probe.sample_memory()
+    series.close()
+    found = [(r["name"], r["value"]) for r in rows(tmp_path, GAUGES_FILE) if r["source"] == "server"]
+    assert [value for name, value in found if name == "processes"] == [1.0, 0.0]
+    assert [name for name, _ in found if name in ("pss_bytes", "rss_bytes")] == ["pss_bytes", "rss_bytes"]

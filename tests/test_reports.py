@@ -582,6 +582,16 @@ def test_a_failure_leaves_notebook_and_record(broken: reports.Report) -> None:
     assert (record["status"], record["error"]["cell"], record["conclusion"]) == ("failed", 3, None)
 
 
+def test_a_failure_that_its_cell_s_tag_expects_is_a_failure_all_the_same(tmp_path: Path) -> None:
+    notebook = make(tmp_path / "a.ipynb", conclude(status="pass", exit_code=0, answer="Yes", rows=[]), "1 / 0", "3")
+    found = nbformat.read(notebook, as_version=4)
+    found.cells[1].metadata["tags"] = ["raises-exception"]
+    nbformat.write(found, notebook)
+    report = reports.execute(notebook, {}, tmp_path / "out", progress=lambda _: None)
+    assert report.status == "failed" and report.error and report.error.cell == 2
+    assert "badge pass" not in text_of(report)
+
+
 def test_a_kernel_that_dies_is_told_and_leaves_no_process(tmp_path: Path) -> None:
     die = "import os, signal, subprocess\nsubprocess.Popen(['sleep', '1000'])\nos.kill(os.getpid(), signal.SIGKILL)"
     notebook = make(tmp_path / "dies.ipynb", "print('alive')", die)

@@ -262,7 +262,7 @@ def _claims_of_lag(ways: dict[str, Arm]) -> list[Claim]:
     for name in (n for n, e in lagging.items() if e.n and not refresh_ms(ways[n].runs).n):
         for view, lag in list(refreshed.items())[:1]:
             ours, theirs = ways[name].runs, ways[view].runs
-            is_never = lagging[name].high == 0  # at no look of any trial: no ratio of medians says more
+            is_never = all(LAG.of(run).value == 0 for run in ours)  # no ratio of medians says more
             times = exactly(0, lag.n) if is_never else LAG.times(ours, theirs)
             text = f"{name} is at most 0.1 times as far behind as {view}, in the median"
             reason = f"{digits(lagging[name].value)} to {digits(lag.value)} ms"
@@ -282,8 +282,9 @@ def _claims_of_refreshes(looks: Sequence[Run]) -> list[Claim]:
             times = _times(long, short)
             text = f"{view.value}: a refresh takes at most twice as long with {many / few:.3g} times the events"
             reason = f"{digits(short.value)} ms over {few:,}, {digits(long.value)} ms over {many:,} events"
+            reason += "; the interval is of the shortest and the longest" if times.has_interval else ""
             made = settled(TOPIC, text, times, "times", reason, last.runs[0].run_id, at_most=2)
-            found.append(of_trials(made, min(len(first.runs), len(last.runs))))
+            found.append(made if times.has_interval else of_trials(made, 1))
     return found
 
 
@@ -327,7 +328,7 @@ def settings(writers: Sequence[Run]) -> Sentence:
     which = (
         f"cost writers at most {percent(COST_MAX)}"
         if times.value >= 1 - COST_MAX
-        else "were kept (each costs writers more)"
+        else f"were kept (none was measured to cost writers at most {percent(COST_MAX)})"
     )
     how_far = f"at most {digits(lag.high)} ms behind" if lag.high > 0 else "never behind"
     return Sentence(

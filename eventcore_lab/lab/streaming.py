@@ -11,7 +11,7 @@ import polars as pl
 
 from eventcore_lab.clock import NS_PER_S
 from eventcore_lab.lab import stats
-from eventcore_lab.lab.arms import arms, value_of
+from eventcore_lab.lab.arms import TRIALS_MIN, arms, value_of
 from eventcore_lab.lab.claims import Claim, settled
 from eventcore_lab.lab.footprints import TAKEN
 from eventcore_lab.lab.measures import MIB, Run
@@ -171,4 +171,6 @@ def claimed(runs: Sequence[Run], paged: Sequence[Run]) -> list[Claim]:
 
 def _bytes(text: str, runs: Sequence[Run], **bound: float) -> Claim:
     reason = "from the smallest store to the largest"
+    if len(arms(runs, "events")[0].runs) < TRIALS_MIN:
+        reason += "; too few trials for an interval"
     return settled("streaming", text, per_event(runs), "B", reason, runs[-1].run_id, **bound)

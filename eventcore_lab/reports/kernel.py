@@ -151,6 +151,7 @@ class _Engine(Engine):  # type: ignore[misc]
             log=_log,
             timeout=None,  # a report has one, its cells have none
             startup_timeout=60,
+            force_raise_errors=True,  # whatever its tags say: a report with an error in it is none that passed
             iopub_timeout=60,  # the default of 4 s is too short on a machine that a load run keeps busy
         )
         client.execute()
