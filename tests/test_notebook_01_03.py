@@ -242,6 +242,14 @@ def test_a_way_that_was_not_run_has_no_claim() -> None:
     assert "takes no COPY" in str(bulk_writes.limit(each))
 
 
+def test_what_checks_nothing_is_no_answer_however_fast() -> None:
+    each = rates(bulk_writes.AT_A_TIME, {1: 100}, label=bulk_writes.EACH)
+    stored = bulk_writes.checked([*each, *rates(bulk_writes.AT_A_TIME, {1: 9000}, label=bulk_writes.COPY)])
+    assert stored == each
+    source = next((Path(__file__).parent.parent / "notebooks").glob("02-*.ipynb")).read_text(encoding="utf-8")
+    assert "optimum.most(stored, " in source and "optimum.enough(stored, " in source
+
+
 def test_the_price_of_a_page_counts_the_events_that_came() -> None:
     small = Fake({"p50": 0.1, "commands_per_second": 100, "events_per_second": 100}, workload="read_pages:limit=1")
     large = Fake({"p50": 1.1, "commands_per_second": 10, "events_per_second": 5010}, workload="read_pages:limit=1000")

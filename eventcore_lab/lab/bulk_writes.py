@@ -47,6 +47,11 @@ def _ways(runs: Sequence[Run]) -> dict[str, dict[Value, Arm]]:
     return {str(way.value): {a.value: a for a in arms(way.runs, AT_A_TIME)} for way in arms(runs, "label")}
 
 
+def checked(runs: Sequence[Run]) -> list[Run]:
+    """Without COPY, which checks nothing: it is the limit, and no way to store events that somebody could choose."""
+    return [run for run in runs if run.row["label"] != COPY]
+
+
 def times(runs: Sequence[Run]) -> Sentence:
     """The way that has the most events that all ways were given stored soonest, and how long the others take."""
     ways = _ways(runs)
