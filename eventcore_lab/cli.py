@@ -143,6 +143,9 @@ def monitor(
     ] = None,
     alerts: AlertsFile = "",
     notify: Notify = None,
+    test_notify: Annotated[
+        bool, typer.Option("--test-notify", help="Send one message to each --notify, say what became of it, and end.")
+    ] = False,
     no_alerts: Annotated[bool, typer.Option("--no-alerts", help="Judge, but alert nobody.")] = False,
     seconds: Annotated[float, typer.Option(min=0, help="End after so long (0: with Ctrl-C).")] = 0.0,
     lab: LabFile = None,
@@ -152,9 +155,11 @@ def monitor(
     [dim]LAB_DSN=postgresql://me:secret@db/shop eventcore-lab monitor --store env:LAB_DSN[/dim]
     """
     from eventcore_lab.lab.database import Lab
-    from eventcore_lab.monitor.beside import watch
+    from eventcore_lab.monitor.beside import try_out, watch
     from eventcore_lab.monitor.process import Order
 
+    if test_notify:
+        raise typer.Exit(int(try_out(notify or ())))
     watch(
         Order(
             lab=str(Lab(lab).path.resolve()),

@@ -100,8 +100,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """The error for a name nobody registered, with the nearest one that exists."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return UsageError(f"unknown {kind} {shown(name)} (known: {', '.join(known)}){hint}")
+    hint = f": did you mean {near[0]}?" if near else ""
+    return UsageError(f"unknown {kind} {shown(name)}{hint} (known: {', '.join(known)})")
 
 
 def value_of(text: str, kind: type, what: str) -> Any:

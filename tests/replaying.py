@@ -92,6 +92,39 @@ def busy(t: int, chance: random.Random, run_id: str = "run-1") -> dict[str, Any]
     )  # fmt: skip
 
 
+def observed(t: int, chance: random.Random) -> dict[str, Any]:
+    """A second of somebody's PostgreSQL that is only looked at: 180 events a second, in 90 transactions, 1 MiB of WAL."""
+    n, mib = t - BEGAN, 2**20
+    gauges = {
+        "store.events_total": 1e6 + 180 * n,
+        "server.transactions_committed_total": 5e6 + 90 * n,
+        "server.transactions_rolled_back_total": 100 + 2 * n,
+        "server.rows_inserted_total": 7e6 + 200 * n,
+        "server.rows_updated_total": 3e6 + 20 * n,
+        "server.blocks_hit_total": 9e8 + 4000 * n,
+        "server.blocks_read_total": 8e6 + 30 * n,
+        "server.wal_bytes": 9e9 + mib * n,
+        "server.deadlocks_total": 3.0,
+        "server.connections.active": 6.0 + chance.randrange(4),
+        "server.connections.idle": 4.0,
+        "server.wait:LWLock:WALWrite": 2.0,
+        "server.wait:IO:WalSync": 1.0,
+        "server.oldest_transaction_s": 0.5 + chance.random(),
+        "server.oldest_writing_transaction_s": 0.25,
+        "store.visibility_lag_s": 0.25,
+        "store.subscriptions": 2.0,
+        "store.streams": 1200.0,
+        "lag.billing_lag_events": 12.0 + chance.randrange(9),
+        "lag.orders_lag_events": 512.0,
+        "probe.server_cost_ms": 2.5,
+    }
+    if n % 10 == 0:
+        gauges |= {"store.statement_mean_ms": 1.5, "store.statements_per_s": 95.0}
+    if n % 60 == 0:
+        gauges |= {"server.database_bytes": 700 * mib, "store.table_bytes": 400 * mib, "store.index_bytes": 100 * mib}
+    return second(t, events=180, gauges=gauges)
+
+
 def watched(**fields: Any) -> dict[str, Any]:
     row = {"workload": "commands:streams=1000", "pacer": "poisson:rate=500"}
     given = {"run_id": "20250615-150640-a1b2c3", "title": "", "store": "postgres", "status": "loading", "began": BEGAN}

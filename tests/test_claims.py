@@ -4,8 +4,10 @@ says."""
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -152,7 +154,7 @@ def test_a_claim_about_nothing_or_without_an_interval_is_not_settled(values: tup
     assert found.status == "not settled" and "too little was measured for an interval" in found.reason
 
 
-@pytest.mark.parametrize(("n", "what"), [(1, "; one run each, so"), (2, "; 2 runs each, so"), (3, "")])
+@pytest.mark.parametrize(("n", "what"), [(1, "; one run each"), (2, "; 2 runs each"), (3, "")])
 def test_a_claim_of_fewer_than_three_trials_says_so(n: int, what: str) -> None:
     found = claims.claim(
         "pooling", "it is so", fakes(*[3.0] * n, half=0.1), fakes(*[1.0] * n, half=0.01), "p50", at_least=2
@@ -278,6 +280,16 @@ def test_a_peak_is_told_with_how_many_times_the_first_setting_it_is_and_the_inte
 
 
 HOSTILE = "[a](http://x.example/p.png) ![b](javascript:alert(1)) <img src=x> $x^2$ \x1b[31m\u202e"
+
+
+def test_what_a_verdict_takes_from_users_moves_no_cursor(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVENTCORE_LAB_REPORT", str(tmp_path))
+    found = claims.settled("load", HOSTILE, Estimate(1, 1, 1, 1), HOSTILE, HOSTILE, HOSTILE, at_least=1)
+    verdict = conclude(claims.concluded(HOSTILE, [found], []), lab)
+    answer = json.loads((tmp_path / "conclusion.json").read_text(encoding="utf-8"))["answer"]
+    assert not {"\x1b", "\u202e"} & set(str(verdict) + answer) and "Yes: [a](http" in answer
 
 
 def test_what_a_sentence_takes_from_users_is_no_link_no_picture_and_moves_no_cursor() -> None:

@@ -66,6 +66,8 @@ def set_(*pairs: str) -> list[str]:
         (["run", "00", "--lab", "/dev/null/x/lab.duckdb"], 4, "cannot write to"),
         (["nonsense"], 2, "No such command"),
         (["run"], 2, "Missing argument"),
+        (["run", "00", "store=postgres"], 2, "'store=postgres' is no notebook; a parameter is given with -p"),
+        (["run", "00", "-p", "targets=p99 < 50ms"], 2, "or a TOML file with thresholds"),
         (["report", "no-such-run"], 2, "no run begins with"),
     ],
 )

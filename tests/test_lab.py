@@ -242,7 +242,8 @@ def test_a_run_is_found_by_the_beginning_of_its_id(lab: Lab) -> None:
     for name in ("aa1", "ab2"):
         lab.ingest(spooled(lab, name, []))
     assert lab.run_row("aa")["run_id"] == "aa1"
-    with pytest.raises(UnknownRun, match="several runs begin with 'a'"):
+    assert lab.run_row("last")["run_id"] == "ab2"
+    with pytest.raises(UnknownRun, match="several runs begin with 'a' .*, the newest: ab2, aa1"):
         lab.run_row("a")
     with pytest.raises(UnknownRun, match="no run begins with 'zz'"):
         lab.run_row("zz")

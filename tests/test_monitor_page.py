@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from eventcore_lab.monitor.facts import EDGES_MS
+from eventcore_lab.monitor.judging import UNTOLD
 from eventcore_lab.monitor.page import SCRIPTS, page
 from tests.browser import CHROMIUM, needs_chromium
 from tests.replaying import (
@@ -27,6 +28,7 @@ from tests.replaying import (
     held,
     hello,
     news,
+    observed,
     second,
     until,
     watched,
@@ -45,7 +47,7 @@ DRAWN = {
     "memory": GREEN,
     "cpu": RED,
 }
-DRAWN |= {"connections": BLUE, "waits": BLUE, "lag-s": BLUE, "lag-count": BLUE}
+DRAWN |= {"written": BLUE, "connections": BLUE, "waits": BLUE, "lag-s": BLUE, "lag-count": BLUE}
 """A colour that must be somewhere on each chart of a busy run, in the light theme."""
 
 
@@ -103,7 +105,9 @@ def rows(tab: Tab, table: str) -> list[list[str]]:
 
 
 def tiles(tab: Tab) -> dict[str, tuple[str, str]]:
-    found = tab.value("[...document.querySelectorAll('.tile')].map(t => [...t.children].map(c => c.textContent))")
+    found = tab.value(
+        "[...document.querySelectorAll('.tile:not([hidden])')].map(t => [...t.children].map(c => c.textContent))"
+    )
     return {title: (value, target) for title, value, target in found}
 
 
@@ -222,7 +226,6 @@ def test_what_is_shown_is_what_was_sent(tab: Tab, replay: Replay) -> None:
     assert rows(tab, "marks")[0][1:] == ["server restarted", "back after 1.2 s"]
     assert {row[0] for row in rows(tab, "gauges")} == {
         "machine.steal_percent",
-        "server.wal_bytes",
         "probe.memory_cost_ms",
     }
     assert text(tab, "#connection") == "● live"
@@ -250,7 +253,7 @@ def test_every_chart_has_words_for_who_cannot_see_it(tab: Tab, replay: Replay) -
     labels = tab.value(
         "[...document.querySelectorAll('figure:not([hidden]) canvas[role=img]')].map(c => c.getAttribute('aria-label'))"
     )
-    assert len(labels) == 11
+    assert len(labels) == 12
     assert all(re.match(r"[\w, ]+, \d\d:\d\d:\d\d to \d\d:\d\d:\d\d: .+ between .+", label) for label in labels), labels
     assert not tab.value("document.querySelector('#unrecorded').textContent")
     drawn = """(id, rgb) => {
@@ -263,9 +266,148 @@ def test_every_chart_has_words_for_who_cannot_see_it(tab: Tab, replay: Replay) -
         assert tab.value(f"({drawn})('{chart}', {list(colour)})") > 20, chart
     shown(tab, replay, hello([second(BEGAN + n, events=200) for n in range(9)], watched=watched(status="observed")))
     assert text(tab, "#unrecorded").startswith(
-        "Not recorded: latency, heat map, outcomes, waiting operations, memory, CPU"
+        "A store that is only observed does not tell it: latency, heat map, outcomes, waiting operations, memory, CPU."
     )
-    assert tiles(tab)["Waiting"] == ("–", "")
+    assert "Waiting" not in tiles(tab)
+
+
+OBSERVED = {"run_id": "", "store": "env:SHOP", "title": "env:SHOP · PostgreSQL 18.1 · EventCore in schema shop"}
+OBSERVED |= {"status": "observed", "began": None, "row": {}}
+
+
+def of_observed(**fields: Any) -> dict[str, Any]:
+    chance = random.Random(41)
+    judged = [
+        held("events_per_second", "> 100/s", 180.0, "/s", "pass"),
+        held("p50", "< 10 ms", None, "ms", "inconclusive", UNTOLD),
+        held("p99", "< 100 ms", None, "ms", "inconclusive", UNTOLD),
+        held("cpu", "< 70 %", None, "%", "inconclusive", UNTOLD),
+    ]
+    given: dict[str, Any] = {"watched": watched(**OBSERVED), "figures": {"events_per_second": 180.0}, "held": judged}
+    given["seconds"] = [observed(BEGAN + n, chance) for n in range(121)]
+    given |= fields
+    return hello(given.pop("seconds"), **given)
+
+
+@needs_chromium
+def test_of_a_store_that_is_only_observed_it_shows_what_that_tells(tab: Tab, replay: Replay) -> None:
+    said = of_observed()
+    shown(tab, replay, said)
+    found = tiles(tab)
+    assert found["Events"] == ("180/s", "✓ > 100/s")
+    assert found["Transactions"] == ("90/s", "2/s rolled back")
+    assert found["Rows inserted"][0] == "200/s"
+    assert found["WAL written"][0] == "1 MiB/s"
+    active = said["seconds"][-1]["gauges"]["server.connections.active"]
+    assert found["Connections"] == (f"{active + 4:.0f}", f"{active:.0f} active")
+    assert found["Waiting backends"] == ("3", "LWLock:WALWrite")
+    assert found["Oldest transaction"][1] == "writing: 250 ms" and found["Visibility lag"][0] == "250 ms"
+    assert found["Furthest behind"] == ("512", "events: orders")
+    assert found["Statement, mean"] == ("1.5 ms", "of 95/s")
+    assert found["Database size"] == ("700 MiB", "events 500 MiB")
+    assert not {"Operations", "p50", "Waiting", "Failures", "Memory", "CPU"} & set(found)
+    assert text(tab, "#unrecorded") == (
+        "A store that is only observed does not tell it: latency, heat map, outcomes, waiting operations, memory, CPU."
+    )
+    assert [row[0] for row in rows(tab, "held")] == ["events_per_second"]
+    assert text(tab, "#held-untold") == f"Not judged, for {UNTOLD}: p50 < 10 ms, p99 < 100 ms, cpu < 70 %."
+    tab.value("document.querySelector('summary').click(), true")
+    until(lambda: len(rows(tab, "seconds")) == 60, "the newest minute")
+    assert rows(tab, "seconds")[0][1:5] == ["180/s", "90/s", "200/s", "1 MiB/s"]
+    assert "store.statements_per_s" in {row[0] for row in rows(tab, "gauges") if row[1] == "95/s"}
+    cut = """[...document.querySelectorAll('.tile:not([hidden]) > *')].filter(e => e.scrollWidth > e.clientWidth)
+        .map(e => e.textContent)"""
+    large = [one | {"gauges": dict(one["gauges"])} for one in said["seconds"]]
+    for n, one in enumerate(large):
+        one["gauges"] |= {"server.wal_bytes": 1010 * 2**20 * n, "server.oldest_transaction_s": 3666.0}
+    for width in (1400, 390):
+        tab.size(width, 1000)
+        shown(tab, replay, of_observed(seconds=large))
+        assert tiles(tab)["WAL written"][0] == "1,010 MiB/s"
+        assert tab.value(cut) == []
+    tab.size(1400, 1000)
+    tab.value("document.querySelector('summary').click(), true")
+    # A run on the same page has its own figures again.
+    replay.tell("second", news([busy(BEGAN + 121, random.Random(1))], figures={"p50": 1.5}))
+    until(lambda: tab.value(f"{STATE}.newest") == BEGAN + 121, "a run")
+    settle(tab)
+    assert tiles(tab)["p50"][0] == "1.5 ms" and len(rows(tab, "seconds")[0]) == 14
+
+
+@needs_chromium
+def test_what_nobody_could_look_at_is_no_figure_but_its_age(tab: Tab, replay: Replay) -> None:
+    said = of_observed()
+    shown(tab, replay, said)
+    judged = [held("events_per_second", "> 100/s", None, "/s", "inconclusive", "not looked at since 15:06:41 UTC")]
+    dead = [second(BEGAN + n) for n in range(121, 135)]
+    more: dict[str, Any] = {"watched": watched(**OBSERVED), "figures": {"events_per_second": None}, "held": judged}
+    replay.tell("second", news(dead, unseen_s=13.4, **more))
+    until(lambda: tab.value(f"{STATE}.newest") == BEGAN + 134, "the end")
+    settle(tab)
+    found = tiles(tab)
+    assert found["Events"] == ("–", "180/s, 13 s ago") and found["Transactions"] == ("–", "90/s, 13 s ago")
+    assert {value for value, _ in found.values()} == {"–"} and len(found) == 11
+    assert "13 s ago" in text(tab, "#figures-note")
+    last = "document.querySelector('#chart-throughput .legend .value').textContent"
+    assert tab.value(last) == "–"
+    replay.tell("second", news([observed(BEGAN + 135, random.Random(1))], unseen_s=None, **more | {"figures": {}}))
+    until(lambda: tab.value(f"{STATE}.newest") == BEGAN + 135, "it to come back")
+    settle(tab)
+    assert tiles(tab)["Database size"][0] == "700 MiB"
+    shown(tab, replay, hello([busy(BEGAN + n, random.Random(2)) for n in range(9)], unseen_s=61.0))
+    assert tiles(tab)["p99"] == ("–", "1:01 min ago") and tiles(tab)["Waiting"][0] == "–"
+
+
+@needs_chromium
+def test_before_its_first_second_a_run_lacks_nothing(tab: Tab, replay: Replay) -> None:
+    idle = [second(BEGAN - n) for n in (3, 2, 1)]
+    for status, now in (("preparing", BEGAN), ("loading", BEGAN + 1.2)):
+        shown(tab, replay, hello(idle, now=now, watched=watched(status=status)))
+        assert text(tab, "#unrecorded").startswith("Waiting for the first second: throughput, latency,")
+    chance = random.Random(5)
+    late = [busy(BEGAN + n, chance) | {"gauges": {}} for n in range(9)]
+    shown(tab, replay, hello(late))
+    assert text(tab, "#unrecorded") == "Not recorded: memory, CPU, connections, wait events, lag."
+
+
+@needs_chromium
+def test_counters_are_drawn_as_what_they_grow_by(tab: Tab, replay: Replay) -> None:
+    code = """(() => {
+        const h = new History(() => true); h.clear([1]);
+        for (let t = 0; t < 60; t += 1) if (t < 20 || t > 24) h.put({t, gauges: {c: t < 40 ? 1000 + 10 * t : 5 * (t - 40)}});
+        h.put({t: 30, gauges: {c: 1300}});
+        const r = h.rates(h.series.get("c"));
+        const at = t => r[h.slot(t)];
+        const over = (name, from, to) => h.rateOver(name, from, to);
+        return [[0, 1, 19, 25, 30, 39, 40, 41, 59].map(at), over("c", 0, 40), over("c", 30, 50), over("d", 0, 9)];
+    })()"""
+    rates, steady, anew, unknown = library(tab, code)
+    assert rates == [None, 10, 10, 10, 10, 10, None, 5, 5]
+    assert (steady, unknown) == (10, None) and anew == (90 + 45) / 19
+    seconds = of_observed()["seconds"]
+    shown(tab, replay, of_observed())
+    drawn = "[...document.querySelectorAll('figure:not([hidden])')].map(f => f.id.slice(6))"
+    assert {"throughput", "rows", "written", "blocks", "ages", "statements", "sizes", "connections", "waits"} <= set(
+        tab.value(drawn)
+    )
+    for chart, wanted in (
+        ("rows", "rows inserted between 200/s and 200/s"),
+        ("written", "WAL between 1 MiB/s and 1 MiB/s"),
+    ):
+        label = tab.value(f"document.querySelector('#chart-{chart} canvas[role=img]').getAttribute('aria-label')")
+        assert wanted in label
+    connections = tab.value("document.querySelector('#chart-connections .legend').innerText")
+    assert "4" in connections and "/s" not in connections
+    table = {row[0]: row[1] for row in rows(tab, "gauges")}
+    assert table["server.deadlocks_total"] == "0/s" and table["store.streams"] == "1,200"
+    assert not {"server.wal_bytes", "store.events_total"} & set(table) and seconds
+    # Pools of a load are levels.
+    pools = [busy(BEGAN + n, random.Random(n)) for n in range(30)]
+    for one in pools:
+        one["gauges"] |= {"loader.pool_in_use": 7.0, "loader.pool_waiting": 3.0, "projection.orders.lag_ms": 20.0}
+    shown(tab, replay, hello(pools))
+    assert re.split(r"\s*\n\s*", text(tab, "#chart-pool .legend")) == ["loader, in use", "7", "loader, waiting", "3"]
+    assert text(tab, "#chart-lag-ms .legend bdi") == "orders"
 
 
 @needs_chromium

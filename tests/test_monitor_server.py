@@ -375,10 +375,35 @@ async def test_who_comes_is_told_everything_then_every_beat() -> None:
         name, data = await stream.event()
         second = json.loads(data)
         assert name == "second" and second.keys() == {
-            *("now", "seconds", "watched", "figures", "held", "marks", "alerts", "health"),
+            *("now", "seconds", "watched", "figures", "unseen_s", "held", "marks", "alerts", "health"),
         }
+        assert hello["unseen_s"] is None and second["unseen_s"] is None
         assert len(second["seconds"]) == len(made.watching.state.history) - known == 1
         assert second["health"]["status"] in ("ok", "degraded", "down") and b"\n" not in data
+
+
+@pytest.mark.parametrize("is_hanging", [False, True])
+async def test_who_listens_is_told_how_old_the_newest_look_is_instead_of_its_figures(
+    is_hanging: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "BEAT_S", 0.001)
+    async with served() as (made, source):
+        for _ in range(5):
+            await made.watching.beat()
+        assert not math.isnan(made.watching.state.figures["p50"])
+        stream = await Stream.opened(made.port)
+        await stream.event()
+        if is_hanging:
+            source.gate = asyncio.Event()
+            made.watching.clock = lambda: T0 + 12.5
+        else:
+            source.error, source.n = "gone", 11
+            made.watching.clock = lambda: source.now + 0.5
+        await made.watching.beat()
+        told = json.loads((await stream.event())[1])
+        assert told["unseen_s"] == 7.5 and set(told["figures"].values()) == {None}
+        assert {h["status"] for h in told["held"]} == {"inconclusive"}
+        assert {h["reason"] for h in told["held"]} == {"not looked at since 08:00:05 UTC"}
 
 
 async def test_fifty_dashboards_are_told_the_same_and_who_leaves_is_forgotten() -> None:

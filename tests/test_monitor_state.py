@@ -379,6 +379,39 @@ def test_seconds_in_which_nobody_looked_are_counted() -> None:
     assert state.totals.lost_s == 9
 
 
+def test_what_nobody_could_look_at_for_long_is_not_known_until_somebody_can() -> None:
+    state = State(Targets.of("events_per_second > 1", "p99 < 10ms"), window_s=30)
+    about = Watched(status="observed", store="env:STORE")
+    for n in range(5):
+        gauges = (Gauge(at(1000 * n), "store", "events_total", 100.0 * n),)
+        state.add(News(t=at(1000 * n), watched=about, gauges=gauges))
+    assert (state.figures["events_per_second"], state.held[0].status) == (100.0, "pass")
+    state.add(News(t=at(9000), watched=about, error="gone"))
+    assert state.figures["events_per_second"] == 100.0 and not state.is_stale(at(9000))
+    state.add(News(t=at(9001), watched=about, error="gone"))
+    assert state.is_stale(at(9001)) and all(math.isnan(value) for value in state.figures.values())
+    assert state.held[0].value is None and state.held[0].status == "inconclusive"
+    assert state.held[0].reason == "not looked at since 14:13:24 UTC"
+    assert state.held[1].reason == "a store that is only observed does not tell it"
+    state.add(News(t=at(10_000), watched=about, gauges=(Gauge(at(10_000), "store", "events_total", 1000.0),)))
+    assert state.figures["events_per_second"] == 100.0 and state.held[0].status == "pass"
+
+
+def test_a_look_that_does_not_come_back_is_no_look() -> None:
+    state = State(Targets.of("p99 < 10ms", "memory < 1GiB"))
+    state.add(loading(5000, samples(1)))
+    assert not math.isnan(state.figures["p99"])
+    state.age(at(10_000))
+    assert not math.isnan(state.figures["p99"])
+    state.age(at(10_001))
+    assert math.isnan(state.figures["p99"])
+    assert {h.reason for h in state.held} == {h.reason for h in state.hold(state.targets or Targets.production())}
+    assert {h.reason.partition(" since")[0] for h in state.held} == {"not looked at"}
+    fresh = State(Targets.of("p99 < 10ms"))
+    fresh.add(News(t=at(0), watched=watched(), error="gone"))
+    assert fresh.held[0].reason == "not looked at yet"
+
+
 # --- held -----------------------------------------------------------------------------------------------------------
 
 

@@ -105,10 +105,7 @@ def test_a_number_is_told_to_arms_claims_and_pictures_as_a_figure_is() -> None:
     assert events.together(runs).value == 20
     assert events.times(runs[1:], runs[:1]).value == pytest.approx(3)
     claim = events.claim("streaming", "more of more", runs[1:], runs[:1], at_least=2)
-    reason = (
-        "events of the first: 30 events [29.9 – 30.1] to 10 events [9.9 – 10.1]; one run each, so the interval is from "
-    )
-    reason += "within"
+    reason = "events of the first: 30 events [29.9 – 30.1] to 10 events [9.9 – 10.1]; one run each"
     assert (claim.status, claim.unit, claim.reason) == ("held", "times", reason)
     without = Number("events", "events", "events", lambda run: exactly(float(run.samples["events"][0]), 1))
     assert without.claim("streaming", "more", runs[1:], runs[:1], at_least=2).status == "not settled"

@@ -185,7 +185,7 @@ def test_values_have_the_types_of_the_defaults(typed: Path, given: str, value: o
         (["trials=1", "trials=2"], "trials is given twice"),
         (
             ["duration=3"],
-            r"unknown parameter 'duration'; did you mean duration_s\? \(known: duration_s=5.0, store='mem",
+            r"unknown parameter 'duration': did you mean duration_s\? \(known: duration_s=5.0, store='mem",
         ),
         (["computed=3"], "unknown parameter 'computed'"),
     ],

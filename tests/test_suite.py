@@ -145,14 +145,14 @@ BOOK = '[[notebooks]]\nnotebook = "00"\n'
         ("notebooks = [1]", "it needs [[notebooks]]"),
         (
             BOOK.replace("notebooks", "notebook"),
-            "unknown key 'notebook' (known: name, notebooks); did you mean notebooks?",
+            "unknown key 'notebook': did you mean notebooks? (known: name, notebooks)",
         ),
         ("[[notebooks]]\nparameters = {}", '[[notebooks]] 1: notebook = "…" is missing'),
         (
             BOOK + '[[notebooks]]\nnotebook = "00-quik"',
             "[[notebooks]] 2: unknown notebook '00-quik' (known: 00-quick, 01-slow)",
         ),
-        (BOOK + "parameter = {}", "(known: again, matrix, notebook, parameters); did you mean parameters?"),
+        (BOOK + "parameter = {}", "did you mean parameters? (known: again, matrix, notebook, parameters)"),
         (BOOK + "parameters = 3", "parameters is not a table"),
         (BOOK + "parameters = { m = 3 }", "unknown parameter 'm'"),
         (BOOK + 'parameters = { n = "x" }', "n: 'x' is not a whole number (default 1)"),

@@ -107,6 +107,15 @@ def test_a_figure_is_better_or_worse_only_if_its_interval_says_so(
         assert row["ratio"] == pytest.approx(now["value"] / then["value"])
 
 
+def test_a_closed_loop_is_not_compared_with_a_rate() -> None:
+    closed = figure(2000, 10, of="postgres, create_user, saturate:concurrency=10")
+    at_a_rate = figure(300, 1, of="postgres, create_user, poisson:rate=300")
+    [row] = baseline.Baseline("x", {"commands_per_second": at_a_rate}).against(
+        {"figures": {"commands_per_second": closed}}
+    )["rows"]
+    assert row["ratio"] is None and row["change"] == "not comparable: a closed loop and a rate"
+
+
 def test_the_interval_of_a_ratio_puts_both_together() -> None:
     [row] = baseline.Baseline("x", {"p50": figure(10, 1)}).against({"figures": {"p50": figure(20, 2)}})["rows"]
     half = math.sqrt(0.1**2 + 0.1**2)

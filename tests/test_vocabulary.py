@@ -172,7 +172,7 @@ def test_a_dsn_is_refused_and_its_password_not_repeated(text: str) -> None:
 
 def test_an_unknown_name_names_the_known_and_the_nearest() -> None:
     text = str(unknown("pacer", "possion", {"poisson", "constant"}))
-    assert text == "unknown pacer 'possion' (known: constant, poisson); did you mean poisson?"
+    assert text == "unknown pacer 'possion': did you mean poisson? (known: constant, poisson)"
     assert "did you mean" not in str(unknown("pacer", "zzz", {"poisson"}))
 
 

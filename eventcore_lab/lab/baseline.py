@@ -18,7 +18,7 @@ from eventcore_lab.lab.arms import ratio
 from eventcore_lab.lab.conclusion import figures_of, finite
 from eventcore_lab.lab.database import Lab, UnknownRun
 from eventcore_lab.lab.measures import UNITS, Figure, Run
-from eventcore_lab.lab.stats import Estimate
+from eventcore_lab.lab.stats import NOTHING, Estimate
 from eventcore_lab.lab.targets import Judgement
 from eventcore_lab.spec import UsageError, shown
 
@@ -34,8 +34,8 @@ class Baseline(Struct, frozen=True):
 
     def against(self, conclusion: Mapping[str, Any]) -> dict[str, Any]:
         """How a conclusion compares, as JSON: `of`, and `rows`, one for each figure that both have: name, now, then (text),
-        ratio, low, high, change, of_now, of_then. `change` is `better`, `worse`, `no difference shown` or `no interval`, and
-        nothing where neither way is better."""
+        ratio, low, high, change, of_now, of_then. `change` is `better`, `worse`, `no difference shown` or `no interval`, nothing
+        where neither way is better, and says so, without a ratio, where a closed loop stands against a rate."""
         now = conclusion.get("figures") or {}
         names = [name for name in now if name in self.figures]
         return {"of": self.of, "rows": [_row(name, now[name], self.figures[name]) for name in names]}
@@ -103,6 +103,8 @@ def _estimate(content: Mapping[str, Any]) -> Estimate:
 
 def _row(name: str, now: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
     found = ratio([_Kept(now)], [_Kept(then)], name)
+    are_alike = _is_closed_loop(now) == _is_closed_loop(then)
+    found = found if are_alike else NOTHING
     return {
         "name": name,
         "now": _said(name, now),
@@ -110,10 +112,15 @@ def _row(name: str, now: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str
         "ratio": finite(found.value),
         "low": finite(found.low),
         "high": finite(found.high),
-        "change": _change(name, found),
+        "change": _change(name, found) if are_alike else "not comparable: a closed loop and a rate",
         "of_now": str(now.get("of", "")),
         "of_then": str(then.get("of", "")),
     }
+
+
+def _is_closed_loop(figure: Mapping[str, Any]) -> bool:
+    """What callers do as fast as they are answered and what was asked for at a rate are not the same figure."""
+    return str(figure.get("of", "")).rpartition(", ")[2].startswith("saturate")
 
 
 def _change(name: str, found: Estimate) -> str:

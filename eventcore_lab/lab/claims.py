@@ -92,14 +92,14 @@ def claim(
 
 def of_trials(made: Claim, trials: int) -> Claim:
     """A claim about a ratio of what was measured, with what it rests on where that is not trials: not settled without an
-    interval, and said to be of blocks of time within so few runs."""
+    interval, and told with how few runs there are of each, for the interval is then from blocks of time within them."""
     if not made.measured.has_interval:
         reason = f"{made.reason}; too little was measured for an interval"
         return structs.replace(made, status="not settled", reason=reason)
     if trials >= TRIALS_MIN:
         return made
     runs = "one run" if trials == 1 else f"{trials} runs"
-    return structs.replace(made, reason=f"{made.reason}; {runs} each, so the interval is from within")
+    return structs.replace(made, reason=f"{made.reason}; {runs} each")
 
 
 def settled(

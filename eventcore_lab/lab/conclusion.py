@@ -21,6 +21,7 @@ from eventcore_lab.lab.database import Lab, UnknownRun
 from eventcore_lab.lab.disturbances import cautions
 from eventcore_lab.lab.measures import UNITS, Run
 from eventcore_lab.lab.targets import Judgement, Verdict
+from eventcore_lab.lab.wording import printable
 
 RUNS_MAX = 12
 """Figures are computed from every sample: not of more runs than this."""
@@ -47,7 +48,7 @@ def content(verdict: Verdict, lab: Lab) -> Content:
         "status": verdict.status,
         "exit_code": int(verdict.exit_code),
         "title": verdict.title,
-        "answer": verdict.answer,
+        "answer": printable(verdict.answer),  # it goes to terminals, too
         "rows": [_row(j) for j in verdict.judgements],
         "figures": _figures(verdict.judgements, runs),
         "runs": [_facts(run) for run in runs],

@@ -174,12 +174,14 @@ class Lab:
         return self.sql("SELECT * FROM runs ORDER BY run_id DESC LIMIT ?", [limit])
 
     def run_row(self, run_id: str) -> dict[str, Any]:
-        """The run's row of `runs`; a unique beginning of the id will do. Raises UnknownRun."""
-        found = self.sql("SELECT * FROM runs WHERE starts_with(run_id, ?) ORDER BY run_id DESC LIMIT 2", [run_id])
-        if len(found) != 1:
-            raise UnknownRun(
-                f"{'several runs begin' if len(found) else 'no run begins'} with {run_id!r} in {self.path}"
-            )
+        """The run's row of `runs`; a unique beginning of the id will do, and `last` is the newest. Raises UnknownRun."""
+        begins = "" if run_id == "last" else run_id
+        found = self.sql("SELECT * FROM runs WHERE starts_with(run_id, ?) ORDER BY run_id DESC LIMIT 4", [begins])
+        if not len(found):
+            raise UnknownRun(f"no run begins with {run_id!r} in {self.path}")
+        if len(found) > 1 and run_id != "last":
+            newest = ", ".join(found["run_id"][:3])
+            raise UnknownRun(f"several runs begin with {run_id!r} in {self.path}, the newest: {newest}")
         return found.row(0, named=True)
 
     def samples(self, run_id: str) -> pl.DataFrame:

@@ -17,6 +17,7 @@ from msgspec import Struct
 from eventcore_lab.lab.disturbances import unsettled
 from eventcore_lab.lab.measures import PERCENTILES, UNITS, Figure, Run
 from eventcore_lab.lab.stats import samples_needed
+from eventcore_lab.lab.wording import printable
 from eventcore_lab.schema import ExitCode, data_folder
 from eventcore_lab.spec import UsageError, shown, unknown
 
@@ -27,6 +28,9 @@ _FACTORS: dict[str, dict[str, float]] = {
     "/s": {"/s": 1, "": 1},
     "%": {"%": 1, "": 1},
 }
+_TOLD = ("p95", "commands_per_second")
+"""The figures that an answer names although they met their targets."""
+_PRESETS = ("production", "development")
 _SYMBOLS = {
     "pass": "✓ pass",
     "fail": "✗ fail",
@@ -87,6 +91,13 @@ class Targets(Struct, frozen=True):
         """Targets written as text, one threshold each."""
         return cls(name, tuple(Threshold.parse(text) for text in texts))
 
+    @property
+    def title(self) -> str:
+        """What a verdict against them is called."""
+        if self.name in _PRESETS:
+            return f"{self.name} targets"
+        return "targets" if self.name == "targets" else f"targets ({self.name})"
+
     @classmethod
     def load(cls, name_or_file: str) -> Targets:
         """A preset by name, or a TOML file: `thresholds = ["p99 < 100ms", …]` and perhaps a `name`."""
@@ -98,7 +109,10 @@ class Targets(Struct, frozen=True):
         elif name_or_file.endswith(".toml"):
             raise UsageError(f"targets file {shown(name_or_file)} does not exist")
         else:
-            raise unknown("targets", name_or_file, presets)
+            raise UsageError(
+                f"unknown targets {shown(name_or_file)} (known: {', '.join(sorted(presets))}, or a TOML file with "
+                'thresholds = ["p99 < 100ms", …])'
+            )
         try:
             content = tomllib.loads(text)
             return cls.of(*content["thresholds"], name=str(content.get("name", name)))
@@ -179,11 +193,11 @@ class Verdict(Struct, frozen=True):
         return [j for j in self.judgements if j.kind == "claim"]
 
     def __str__(self) -> str:
-        rows = [("target", "limit", "measured", "verdict", "why")]
-        rows += [(j.name, j.limit, j.shown, _SYMBOLS[j.status], j.reason) for j in self.judgements]
+        told = [(j.name, j.limit, j.shown, _SYMBOLS[j.status], j.reason) for j in self.judgements]
+        rows = [[printable(cell) for cell in row] for row in (("target", "limit", "measured", "verdict", "why"), *told)]
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]]) for row in rows]
-        return "\n".join([f"{self.title}: {_SYMBOLS[self.status]}", *(line.rstrip() for line in lines)])
+        return "\n".join([f"{printable(self.title)}: {_SYMBOLS[self.status]}", *(line.rstrip() for line in lines)])
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th scope='col'>{h}</th>" for h in ("Target", "Limit", "Measured [95 %]", "Verdict", "Why"))
@@ -208,7 +222,7 @@ def judge(targets: Targets, run: Run, *others: Run, **figure_from: Run) -> Verdi
             raise unknown("figure", name, UNITS)
     judged = [_against(t, figure_from.get(t.name, run)) for t in targets.thresholds]
     runs = {r.run_id: r for r in (run, *others, *figure_from.values())}.values()
-    verdict = Verdict(f"{targets.name} targets", (*judged, *_invariants(list(runs))))
+    verdict = Verdict(targets.title, (*judged, *_invariants(list(runs))))
     return msgspec.structs.replace(verdict, answer=_answer(verdict, run.row["store"]))
 
 
@@ -227,6 +241,8 @@ def _answer(verdict: Verdict, store: str) -> str:
         text = f"{store} meets {len(by_status['pass'])} of {len(judged)} {verdict.title}, and none was missed"
     else:
         text = f"{store} meets all {len(judged)} {verdict.title}"
+    if not missed and (told := [j for name in _TOLD for j in by_status["pass"] if j.name == name]):
+        text += ": " + ", ".join(f"{j.name} is {j.shown}" for j in told)
     return text + (f". Not settled: {unsure}." if unsure else ".")
 
 

@@ -49,7 +49,8 @@ _Answer = tuple[int, ...] | tuple[StreamId, int] | None
 _Entry = tuple[int, Sequence[StreamWrite], int, _Answer, int, int]
 """Operation, writes, outcome, answer, when it began and when it ended."""
 _SPILLED = tuple[int, tuple[StreamWrite, ...], int, Any, int, int]
-_Read = tuple[int, StreamId, int, int, "UUID | None", int, int]
+_Read = tuple[int, StreamId, int, int, UUID | None, int, int]
+_Joint = tuple[int, StreamId, int]
 
 
 def outcome_of(error: BaseException) -> Outcome:
@@ -100,17 +101,23 @@ def amount(data: bytes) -> int | None:
 class Journal(Wrapper):
     """A Store around another that keeps a list of all appends, and of the first READS_MAX reads of whole streams.
 
-    Where it has a `spool` to put files in, at most about `kept_max` appends are in memory, however many there are.
+    Where it has a `spool` to put files in, at most about `kept_max` appends are in memory, however many there are, and next to
+    no reads.
     """
 
     def __init__(self, store: Store, spool: Path | None = None, worker: int = 0, kept_max: int = KEPT_MAX) -> None:
         super().__init__(store)
-        path = spool / f"writes-{worker}{SPILLED}" if spool is not None else None
-        self._spilling = Spill[_Entry](path, _SPILLED, kept_max)
+
+        def spilling(table: str, kind: Any, kept_max: int) -> Spill[Any]:
+            return Spill(spool / f"{table}-{worker}{SPILLED}" if spool is not None else None, kind, kept_max)
+
+        self._spilling: Spill[_Entry] = spilling("writes", _SPILLED, kept_max)
         self._entries = self._spilling.kept
-        self._reads: list[_Read] = []
-        self._joint: list[tuple[int, StreamId, int]] = []
-        self._joint_count = self._left_out = 0
+        self._spilling_reads: Spill[_Read] = spilling("reads", _Read, 0)
+        self._reads = self._spilling_reads.kept
+        self._spilling_joint: Spill[_Joint] = spilling("joint_reads", _Joint, 0)
+        self._joint = self._spilling_joint.kept
+        self._read_count = self._joint_count = self._left_out = 0
         self.acknowledged: Position = 0
         """The highest position of an acknowledged append."""
         self._sessions: dict[object, int] = {None: 0}
@@ -160,7 +167,7 @@ class Journal(Wrapper):
         began_ns = now_ns()
         found = await self.inner.read_stream(stream, from_version, limit)
         if limit is None or len(found.events) < limit:
-            self._note_read([found], began_ns, now_ns())
+            self._note_read(found, began_ns, now_ns())
         return found
 
     async def read_streams(
@@ -170,22 +177,30 @@ class Journal(Wrapper):
             return await self.inner.read_streams(streams, from_versions)
         began_ns = now_ns()
         found = await self.inner.read_streams(streams)
-        if self._note_read(found, began_ns, now_ns()):
-            self._joint.extend([(self._joint_count, part.stream, part.version) for part in found])
-            self._joint_count += 1
+        ended_ns = now_ns()
+        if self._read_count + len(found) > READS_MAX:
+            self._left_out += len(found)
+            return found
+        for part in found:
+            self._note_read(part, began_ns, ended_ns)
+        self._joint.extend([(self._joint_count, part.stream, part.version) for part in found])
+        self._joint_count += 1
+        if len(self._joint) > self._spilling_joint.full:
+            self._spilling_joint.spill()
         return found
 
-    def _note_read(self, found: Sequence[StreamSlice], began_ns: int, ended_ns: int) -> bool:
-        """Whether there was still room for it."""
-        if len(self._reads) + len(found) > READS_MAX:
-            self._left_out += len(found)
-            return False
-        attempt = current_attempt.get()
-        session = self._sessions.setdefault(attempt, len(self._sessions))
-        for part in found:
-            last = part.events[-1].id if part.events else None
-            self._reads.append((session, part.stream, part.version, len(part.events), last, began_ns, ended_ns))
-        return True
+    def _note_read(self, part: StreamSlice, began_ns: int, ended_ns: int) -> None:
+        if self._read_count >= READS_MAX:
+            self._left_out += 1
+            return
+        self._read_count += 1
+        attempt, sessions = current_attempt.get(), self._sessions
+        session = sessions[attempt] if attempt in sessions else sessions.setdefault(attempt, len(sessions))
+        events, reads = part.events, self._reads
+        last = events[-1].id if events else None
+        reads.append((session, part.stream, part.version, len(events), last, began_ns, ended_ns))
+        if len(reads) > self._spilling_reads.full:
+            self._spilling_reads.spill()
 
     def write(self, folder: Path, worker: int, start_ns: int = 0, counts: Mapping[str, int] | None = None) -> None:
         """Everything noted, and `counts`, as files of schema.JOURNAL in `folder`; times relative to `start_ns`."""
@@ -194,10 +209,12 @@ class Journal(Wrapper):
                 for row in _rows(worker, n, entry, start_ns):
                     file.add(row)
         with Rows(folder / f"reads-{worker}.parquet", "reads") as file:
-            for session, stream, version, events, last, began_ns, ended_ns in self._reads:
+            for session, stream, version, events, last, began_ns, ended_ns in self._spilling_reads.taken_out():
                 last_id = None if last is None else last.bytes
                 file.add((worker, session, stream, version, events, last_id, began_ns - start_ns, ended_ns - start_ns))
-        write_rows(folder / f"joint_reads-{worker}.parquet", "joint_reads", [(worker, *row) for row in self._joint])
+        with Rows(folder / f"joint_reads-{worker}.parquet", "joint_reads") as file:
+            for row in self._spilling_joint.taken_out():
+                file.add((worker, *row))
         numbers = {**(counts or {}), "reads left out": self._left_out}
         write_rows(folder / f"counts-{worker}.parquet", "counts", list(numbers.items()))
 

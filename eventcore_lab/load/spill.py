@@ -24,9 +24,9 @@ from eventcore_lab.clock import NS_PER_S, now_ns
 
 SPILLED = ".spill"
 """How the names of such files end."""
-KEPT_MAX = 20_000
-"""So many of the newest are kept in memory by whoever spills; a short run never gets there and writes no such file."""
-AT_ONCE = 16
+KEPT_MAX = 4_000
+"""So many of the newest are kept in memory by whoever spills; a short run never gets there and packs nothing."""
+AT_ONCE = 64
 CHUNK_BYTES = 256 * 1024
 CHUNKS_WAITING_MAX = 32
 FLUSH_EVERY_NS = 2 * NS_PER_S

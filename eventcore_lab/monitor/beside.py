@@ -21,7 +21,9 @@ import msgspec
 
 from eventcore_lab.clock import NS_PER_S, now_ns
 from eventcore_lab.lab.database import Lab
+from eventcore_lab.monitor.delivery import tried
 from eventcore_lab.monitor.process import PORT, PORTS_TRIED, Order, monitored
+from eventcore_lab.schema import ExitCode
 from eventcore_lab.spec import UsageError
 
 START_TIMEOUT_S, END_TIMEOUT_S = 60.0, 10.0
@@ -203,6 +205,17 @@ def watch(order: Order) -> None:
     asyncio.run(monitored(order, _print))
 
 
+def try_out(notify: Sequence[str]) -> ExitCode:
+    """Send one message for a trial through each service, and say what became of it; `broken` if one was not delivered. Raises
+    UsageError."""
+    if not notify:
+        raise UsageError("--test-notify sends a message through each service of --notify; add --notify env:NAME")
+    outcomes = tried(notify)
+    for name, outcome in outcomes.items():
+        print(_safe(f"{name}: {outcome}"), flush=True)
+    return ExitCode.PASS if set(outcomes.values()) == {"delivered"} else ExitCode.BROKEN
+
+
 def _print(event: str, **facts: Any) -> None:
     if event == "ready":
         once = "the first time with ?token=… behind it; " if facts["has_token"] else ""
@@ -213,12 +226,15 @@ def _print(event: str, **facts: Any) -> None:
             print("monitor: asked from another machine it answers to no name yet; add --allowed-host NAME", flush=True)
     elif event == "alert":
         print(_safe(str(facts["text"])), flush=True)
+    elif event == "note":
+        print(_safe(f"monitor: {facts['text']}"), flush=True)
 
 
 def _line_of_an_alert(said: Mapping[str, Any]) -> None:
     """In one piece, over a bar that may stand there: whoever draws it draws it anew."""
-    if said.get("event") == "alert":
-        print(("\r\x1b[K" if sys.stdout.isatty() else "") + _safe(str(said["text"])) + "\n", end="", flush=True)
+    if said.get("event") in ("alert", "note"):
+        text = str(said["text"]) if said["event"] == "alert" else f"live: {said['text']}"
+        print(("\r\x1b[K" if sys.stdout.isatty() else "") + _safe(text) + "\n", end="", flush=True)
 
 
 def _safe(text: str) -> str:

@@ -3,7 +3,8 @@
 `send` only puts an alert into a queue for each channel, and a daemon thread per channel does the rest: so a server that hangs
 holds back nobody, and no other channel either. Everything has a bound: the queue (the oldest is dropped, counted, and the next
 message says so), the messages a minute (what is more goes into one summary), the tries and the time of each. Delivery is at
-least once: a server that took a message and did not say so in time is given it again.
+least once: a server that took a message and did not say so in time is given it again. What did not reach is told: a line to
+the terminal, a mark, and a trouble of the monitor's until something reaches that service again.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from threading import Condition, Thread
 
-from eventcore_lab.clock import NS_PER_S, now_ns
+from eventcore_lab.clock import NS_PER_S, now_ns, three_clocks_ns
 from eventcore_lab.monitor.alerts import is_notice
 from eventcore_lab.monitor.channels import Channel, NotDelivered, channels_of
-from eventcore_lab.monitor.facts import Alert
-from eventcore_lab.monitor.messages import line_of, message_of, summary_of
+from eventcore_lab.monitor.facts import Alert, Mark
+from eventcore_lab.monitor.messages import line_of, message_of, plain, summary_of, trial
 
 MINUTE_S = 60.0
 BACKOFF_S, BACKOFF_MAX_S = 1.0, 30.0
+LOST_MAX = 100
+"""Marks of what did not reach that are kept until somebody takes them."""
 _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "critical": logging.CRITICAL}
 
 log = logging.getLogger("eventcore_lab.alerts")
@@ -64,9 +67,11 @@ class _Lane:
         tries: int,
         queue_max: int,
         results: Results | None,
+        lost: Callable[[str, str, Sequence[Alert]], None] | None = None,
     ) -> None:
+        """`lost` is told of what did not reach: the lane's name, why, and which."""
         self.name, self._hand, self._pace, self._tries, self._queue_max = name, hand, pace, tries, queue_max
-        self._results = results
+        self._results, self._lost, self.trouble = results, lost, ""
         self._waiting: deque[Alert] = deque()
         self._dropped: deque[Alert] = deque(maxlen=queue_max)
         self._in_hand: list[Alert] = []
@@ -148,9 +153,13 @@ class _Lane:
         self._tell(dropped, "dropped: too many were waiting")
 
     def _tell(self, alerts: Sequence[Alert], outcome: str) -> None:
-        if self._results is None:
+        if not alerts:
             return
-        for alert in alerts:
+        is_lost = outcome != "delivered"
+        self.trouble = f"alerts do not reach {self.name}: {outcome}" if is_lost else ""
+        if is_lost and self._lost is not None:
+            self._lost(self.name, outcome, alerts)
+        for alert in alerts if self._results is not None else ():
             try:
                 self._results(alert, self.name, outcome)
             except Exception as error:
@@ -178,7 +187,8 @@ class _Lane:
 
 class Delivery:
     """Every channel: the log, `tell` with a line for the terminal, and the services that `urls` name (`env:NAME`). Of log and
-    terminal each change is told, of the services what fires and what is resolved. Raises UsageError."""
+    terminal each change is told, of the services what fires and how it ended. `note` is given a line for the terminal of what
+    did not reach. Raises UsageError."""
 
     def __init__(
         self,
@@ -189,13 +199,16 @@ class Delivery:
         queue_max: int = 100,
         per_minute_max: int = 20,
         tell: Callable[[str], None] | None = None,
+        note: Callable[[str], None] | None = None,
         results: Results | None = None,
     ) -> None:
+        self._note = note
+        self._marks: deque[Mark] = deque(maxlen=LOST_MAX)
         self._near = [_Lane("log", _each(_logged), None, 1, queue_max, None)]
         if tell is not None:
             self._near.append(_Lane("terminal", _each(lambda alert: tell(line_of(alert))), None, 1, queue_max, None))
         self._far = [
-            _Lane(c.name, _handed_to(c), Pace(per_minute_max, c.gap_s), tries, queue_max, results)
+            _Lane(c.name, _handed_to(c), Pace(per_minute_max, c.gap_s), tries, queue_max, results, self._lost)
             for c in channels_of(urls, timeout_s)
         ]
 
@@ -206,6 +219,28 @@ class Delivery:
     def counts(self) -> dict[str, dict[str, int]]:
         """Of each service how many alerts were delivered, failed, and dropped because too many were waiting."""
         return {lane.name: dict(lane.counts) for lane in self._far}
+
+    @property
+    def troubles(self) -> list[str]:
+        """The services that the newest alert did not reach, a line each."""
+        return [lane.trouble for lane in self._far if lane.trouble]
+
+    def taken_marks(self) -> tuple[Mark, ...]:
+        """What did not reach since this was last asked."""
+        taken = []
+        while self._marks:
+            taken.append(self._marks.popleft())
+        return tuple(taken)
+
+    def _lost(self, name: str, outcome: str, alerts: Sequence[Alert]) -> None:
+        """From a lane's thread."""
+        is_tried = outcome.startswith("failed after")
+        told = f"{name} {outcome.removeprefix('failed ')}" if is_tried else f"{name}: {outcome.partition(': ')[2]}"
+        what = "alert" if len(alerts) == 1 else f"{len(alerts)} alerts"
+        named = ", ".join(dict.fromkeys(f"{plain(a.name, 60)} ({a.state})" for a in alerts[-3:]))
+        self._marks.append(Mark(three_clocks_ns()[1] / NS_PER_S, "alert not delivered", f"{named} to {told}"))
+        if self._note is not None:
+            self._note(f"{what} not delivered to {told}")
 
     def send(self, alert: Alert) -> None:
         """Have it told; returns at once."""
@@ -219,6 +254,18 @@ class Delivery:
             lane.close()
         left = [lane.leave((deadline_ns - now_ns()) / NS_PER_S) for lane in lanes]
         return sum(left[: len(self._far)])
+
+
+def tried(urls: Sequence[str], timeout_s: float = 10.0) -> dict[str, str]:
+    """One message for a trial through each service; what became of it: `delivered`, or why not. Raises UsageError."""
+    found = {}
+    for channel in channels_of(urls, timeout_s):
+        try:
+            channel.send(trial())
+            found[channel.name] = "delivered"
+        except NotDelivered as error:
+            found[channel.name] = f"not delivered: {error}"
+    return found
 
 
 def _handed_to(channel: Channel) -> Callable[[list[Alert], str], None]:

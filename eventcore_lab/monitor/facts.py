@@ -121,8 +121,9 @@ class Held(Struct, frozen=True, kw_only=True):
 
 
 class Alert(Struct, frozen=True, kw_only=True):
-    """One change of one alert. `state`: `pending` (the condition holds, not yet for long enough), `firing`, `resolved`, or
-    `silenced` (it would fire, and was not told of, for the reason in `detail`). `since`: when the condition began to hold."""
+    """One change of one alert. `state`: `pending` (the condition holds, not yet for long enough), `firing`, `resolved`,
+    `unwatched` (it fired, and nobody looks any more), or `silenced` (it would fire, and was not told of, for the reason in
+    `detail`). `since`: when the condition began to hold. `about`: store, workload, pacer and window, for a message."""
 
     t: float
     name: str
@@ -134,3 +135,4 @@ class Alert(Struct, frozen=True, kw_only=True):
     since: float = 0.0
     run_id: str = ""
     detail: str = ""
+    about: str = ""

@@ -6,6 +6,7 @@ A window is one look at what goes on: it tells that a limit is crossed now, wher
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime
 
 from eventcore_lab.lab.measures import PERCENTILES, UNITS
 from eventcore_lab.lab.stats import samples_needed
@@ -17,15 +18,27 @@ LOAD_MIN_S = 1.0
 """Of less load than this a rate says nothing."""
 OBSERVABLE = ("events_per_second",)
 """Of an existing store, from its own tables and statistics."""
+CLOSED_LOOP = "a closed loop shows service time; latency needs a rate"
+UNTOLD = "a store that is only observed does not tell it"
+"""The page gathers the targets with this reason in one line."""
 RATES = ("commands_per_second", "events_per_second")
 
 
-def held(targets: Targets, figures: dict[str, float], basis: Basis, watched: Watched | None) -> list[Held]:
-    """One line per threshold, in the targets' order."""
+def held(
+    targets: Targets,
+    figures: dict[str, float],
+    basis: Basis,
+    watched: Watched | None,
+    unseen_since: float | None = None,
+) -> list[Held]:
+    """One line per threshold, in the targets' order. `unseen_since`: when it could last be looked at (-inf: never), if that is
+    too long ago for figures."""
     lines = []
     for threshold in targets.thresholds:
         value = figures[threshold.name]
         status, reason = _compared(threshold, value, basis, watched)
+        if status == "inconclusive" and unseen_since is not None and reason != UNTOLD:
+            reason = _unseen(unseen_since)
         lines.append(
             Held(
                 name=threshold.name,
@@ -42,14 +55,11 @@ def held(targets: Targets, figures: dict[str, float], basis: Basis, watched: Wat
 def _compared(threshold: Threshold, value: float, basis: Basis, watched: Watched | None) -> tuple[str, str]:
     if (why := _undecided(threshold, value, basis, watched)) or watched is None:
         return "inconclusive", why
-    p = PERCENTILES.get(threshold.name)
     if (value < threshold.limit) == threshold.is_max:
-        status, reason = "pass", ""
-    elif threshold.name in RATES and not threshold.is_max and (why := _nobody_asked(basis, watched)):
+        return "pass", ""
+    if threshold.name in RATES and not threshold.is_max and (why := _nobody_asked(basis, watched)):
         return "inconclusive", why
-    else:
-        status, reason = "fail", ""
-    return status, "service time (closed loop)" if p is not None and watched.is_closed_loop else reason
+    return "fail", ""
 
 
 def _undecided(threshold: Threshold, value: float, basis: Basis, watched: Watched | None) -> str:
@@ -57,8 +67,10 @@ def _undecided(threshold: Threshold, value: float, basis: Basis, watched: Watche
     p = PERCENTILES.get(threshold.name)
     if watched is None:
         return "nothing is watched"
+    if p is not None and watched.is_closed_loop:
+        return CLOSED_LOOP
     if math.isnan(value) and watched.status == OBSERVED and threshold.name not in OBSERVABLE:
-        return "a store that is only observed does not tell it"
+        return UNTOLD
     if math.isnan(value):
         return "warming up" if basis.is_warming_up else "nothing yet"
     if watched.status in ("interrupted", "broken"):
@@ -68,6 +80,12 @@ def _undecided(threshold: Threshold, value: float, basis: Basis, watched: Watche
     if threshold.name in RATES and watched.status != OBSERVED and basis.length_s < LOAD_MIN_S:
         return f"{basis.length_s:.1f} s of load; a rate needs at least {LOAD_MIN_S:g} s"
     return ""
+
+
+def _unseen(since: float) -> str:
+    if math.isinf(since):
+        return "not looked at yet"
+    return f"not looked at since {datetime.fromtimestamp(since, UTC):%H:%M:%S} UTC"
 
 
 def _nobody_asked(basis: Basis, watched: Watched) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import unicodedata
 from collections.abc import Sequence
 from datetime import datetime
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 from eventcore_lab.monitor.facts import Alert
 
-TITLE_MAX, LINE_MAX, LINES_MAX = 150, 500, 20
+TITLE_MAX, LINE_MAX, LINES_MAX, HOST_MAX = 150, 500, 20, 60
 _SIGNS = {
     "@": "＠",
     "`": "'",
@@ -52,14 +53,14 @@ def _word(word: str) -> str:
 
 
 def title_of(alert: Alert) -> str:
-    what = "is firing" if alert.state == "firing" else f"is {plain(alert.state, 20)}"
+    what = "is no longer watched" if alert.state == "unwatched" else f"is {plain(alert.state, 20)}"
     return plain(f"EventCore performance alert: {plain(alert.name, 100)} {what} ({alert.severity})", TITLE_MAX)
 
 
 def message_of(alert: Alert, note: str = "") -> Message:
-    """One alert as a message of its own; `note` is a last line."""
-    lines = [plain(alert.text), _detail(alert), f"since {_time(alert.since)}", note]
-    lines += [f"run {plain(alert.run_id, 60)}"] if alert.run_id else []
+    """One alert as a message of its own; `note` is a line before where it comes from."""
+    lines = [plain(alert.text), _detail(alert), f"since {_time(alert.since)}", note, plain(alert.about)]
+    lines.append(f"run {plain(alert.run_id, 60)}, {_from()}" if alert.run_id else _from())
     return Message(title_of(alert), "\n".join(line for line in lines if line), kind_of([alert]))
 
 
@@ -67,9 +68,27 @@ def summary_of(alerts: Sequence[Alert], note: str = "") -> Message:
     """Several alerts as one message, the newest LINES_MAX of them a line each."""
     lines = [line_of(alert) for alert in alerts[-LINES_MAX:]]
     left = len(alerts) - len(lines)
-    lines = [f"and {left} earlier changes" if left else "", *lines, note]
+    lines = [f"and {left} earlier changes" if left else "", *lines, note, *_alike(alerts), _from()]
     title = f"EventCore performance alerts: {len(alerts)} changes"
     return Message(title, "\n".join(line for line in lines if line), kind_of(alerts))
+
+
+def trial() -> Message:
+    """What tells whether a service can be reached at all."""
+    return Message("EventCore performance alerts: a test", f"this service is told of alerts\n{_from()}", "info")
+
+
+def _alike(alerts: Sequence[Alert]) -> list[str]:
+    """What all of them are about, if it is the same."""
+    found = {(alert.about, alert.run_id) for alert in alerts}
+    if len(found) != 1:
+        return []
+    [(about, run_id)] = found
+    return [plain(about), f"run {plain(run_id, 60)}" if run_id else ""]
+
+
+def _from() -> str:
+    return f"host {plain(socket.gethostname(), HOST_MAX)}"
 
 
 def line_of(alert: Alert) -> str:
@@ -87,7 +106,8 @@ def _detail(alert: Alert) -> str:
 def kind_of(alerts: Sequence[Alert]) -> str:
     """The worst of them."""
     kinds = {"info": "info", "warning": "warning", "critical": "failure"}
-    found = {kinds.get(a.severity, "warning") if a.state == "firing" else "success" for a in alerts}
+    others = {"resolved": "success"}
+    found = {kinds.get(a.severity, "warning") if a.state == "firing" else others.get(a.state, "info") for a in alerts}
     return next((kind for kind in ("failure", "warning", "info") if kind in found), "success")
 
 

@@ -25,7 +25,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from eventcore_lab.monitor.facts import EDGES_MS, Gauge
-from eventcore_lab.monitor.health import LOOK_FRESH_S, LOOKS_PER_RUN, Health
+from eventcore_lab.monitor.health import LOOKS_PER_RUN, Health
 from eventcore_lab.monitor.state import State
 from eventcore_lab.monitor.window import OBSERVED
 
@@ -50,7 +50,8 @@ def kind_of(accept: str) -> str:
 
 
 class Own(Struct, frozen=True, kw_only=True):
-    """What the monitor tells of itself. `firing`: alert → (severity, whether it fires)."""
+    """What the monitor tells of itself. `firing`: alert → (severity, whether it fires); `deliveries`: service → what became of
+    alerts → how many."""
 
     health: Health
     look_age_s: float
@@ -58,6 +59,7 @@ class Own(Struct, frozen=True, kw_only=True):
     errors: int = 0
     dashboards: int = 0
     firing: Mapping[str, tuple[str, bool]] = {}
+    deliveries: Mapping[str, Mapping[str, int]] = {}
 
 
 class _Shape(Struct, frozen=True):
@@ -146,6 +148,7 @@ class Metrics(Collector):
         yield from self._load()
         yield from self._gauges()
         yield from self._judged()
+        yield from self._deliveries()
         yield from self._of_the_monitor()
 
     def _counters(self) -> Iterator[Metric]:
@@ -252,6 +255,18 @@ class Metrics(Collector):
             [((name, severity), float(fires)) for name, (severity, fires) in self._own.firing.items()],
         )
 
+    def _deliveries(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(
+            "eventcore_lab_alert_deliveries",
+            "Alerts by service and what became of telling them.",
+            labels=["channel", "result"],
+        )
+        for channel, counts in self._own.deliveries.items():
+            for result, count in counts.items():
+                family.add_metric([_label(channel), result], count)
+        if family.samples:
+            yield family
+
     def _of_the_monitor(self) -> Iterator[Metric]:
         own, state = self._own, self._state
         build = InfoMetricFamily("eventcore_lab_build", "Which eventcore_lab this is.")
@@ -288,7 +303,7 @@ class Metrics(Collector):
     @property
     def _is_stale(self) -> bool:
         """Whether the window stands still, because nothing could be looked at."""
-        return self._state.fresh_s(self._now) > LOOK_FRESH_S
+        return self._state.is_stale(self._now)
 
     @property
     def _is_observed(self) -> bool:

@@ -6,6 +6,7 @@ Nothing is made, written or locked there; see stores/observing.py for how. The D
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from eventcore_lab.clock import NS_PER_S, three_clocks_ns
 from eventcore_lab.monitor.facts import Gauge, Mark, News, Watched
@@ -15,22 +16,48 @@ from eventcore_lab.stores.observing import DIALECTS, Observer
 from eventcore_lab.stores.variants import variants
 
 _OPTIONS = ("schema", "store")
+SCHEMAS_SHOWN = 10
 _KINDS = {"chapter_unique": "chapter", **dict.fromkeys((*filter(None, variants()), "copy"), "eventcore_lab")}
 
 
 class Observed:
     """A store as `env:NAME`, or `env:NAME,schema=…` where a database has several; with `store=…` only that kind is looked for
-    (eventcore, chapter, eventsourcing, eventcore_lab, or a variant of ours). UsageError for anything else."""
+    (eventcore, chapter, eventsourcing, eventcore_lab, or a variant of ours). UsageError for anything else. `tell` is given a
+    line for the terminal of what was found, and how its events are counted."""
 
-    def __init__(self, store: str) -> None:
+    def __init__(self, store: str, tell: Callable[[str], None] | None = None) -> None:
         spec = parse(store, "store")
         options = dict(spec.options)
         self._store = f"env:{spec.variant}"
         self._observer = Observer(_dsn(spec), options.get("schema", ""), _kind(options.get("store", "")))
+        self._schema, self._tell = options.get("schema", ""), tell
         self._watched = Watched(store=self._store, title=self._store, status="observed")
+        self._first: News | None = None
+
+    async def begin(self) -> None:
+        """Look for the first time, which the next look tells of. UsageError if the server answers and has no such schema."""
+        self._first = await self._looked()
+        if not self._schema or self._first.error:
+            return
+        names = await self._observer.schemas(self._schema)
+        if names and self._schema not in names:
+            await self.close()
+            others = ", ".join(shown(name) for name in names[:SCHEMAS_SHOWN])
+            raise UsageError(f"store {self._store}: there is no schema {shown(self._schema)} in it, but {others}")
 
     async def look(self) -> News:
         """What the server and its event store tell now; within 3 s, whatever happens there."""
+        is_first, news = self._first is not None, self._first or await self._looked()
+        self._first = None
+        if self._tell is not None:
+            found = "; ".join(mark.detail for mark in news.marks if mark.name in ("observed", "observed in part"))
+            if is_first and news.error:
+                self._tell(f"{self._store} cannot be looked at yet: {news.error}")
+            elif found:
+                self._tell(f"{self._store}: {found}")
+        return news
+
+    async def _looked(self) -> News:
         try:
             seen = await self._observer.look()
         except Exception as error:  # a fault of ours: said, without its text, which might hold anything

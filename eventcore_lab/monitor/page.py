@@ -15,6 +15,7 @@ SCRIPTS = (
     "charts.js",
     "figure.js",
     "tables.js",
+    "observed.js",
     "stream.js",
     "heading.js",
     "dashboard.js",

@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -25,19 +25,19 @@ from eventcore_lab.clock import sleep_s
 from eventcore_lab.lab.database import Lab
 from eventcore_lab.lab.targets import Targets
 from eventcore_lab.monitor.access import Access, is_loopback
-from eventcore_lab.monitor.alerts import Alerts, rules_of
+from eventcore_lab.monitor.alerts import Alerts, in_vain, rules_of
 from eventcore_lab.monitor.delivery import Delivery
 from eventcore_lab.monitor.facts import Alert, Source
 from eventcore_lab.monitor.history import History
 from eventcore_lab.monitor.server import Server
 from eventcore_lab.monitor.state import State
-from eventcore_lab.monitor.watching import Watching
+from eventcore_lab.monitor.watching import Watching, unix_s
 from eventcore_lab.schema import LOCK_FILE
 from eventcore_lab.spec import UsageError, shown
 
 PORT, PORTS_TRIED = 8765, 20
 WINDOW_S = (1.0, 3600.0)
-CLOSE_TIMEOUT_S = 5.0
+CLOSE_TIMEOUT_S, LAST_LOOK_S, POLL_S = 5.0, 2.5, 0.1
 BACKLOG_MAX = 100
 TAKE_EVERY_S = 60.0
 NICENESS = 10
@@ -82,9 +82,11 @@ class Monitor:
         if self._lab.path.is_dir():
             raise UsageError(f"--lab {shown(order.lab)} is a folder; give the file of results in it, as in lab.duckdb")
         self._kept = _Kept(self._lab, order.is_beside)
+        self._begin: Callable[[], Awaitable[None]] | None = None
         self._delivery = Delivery(
             order.notify,
             tell=lambda text: say("alert", text=text),
+            note=self._note,
             results=self._kept.history.delivered,
         )
         self._watching = Watching(
@@ -93,7 +95,9 @@ class Monitor:
             self._alerts,
             tell=self._changed,
             is_held=self._is_held,
-            troubles=lambda: self._kept.troubles,
+            troubles=lambda: (*self._kept.troubles, *self._delivery.troubles),
+            marks=self._delivery.taken_marks,
+            deliveries=lambda: self._delivery.counts,
         )
         self.ended = asyncio.Event()
 
@@ -102,6 +106,12 @@ class Monitor:
         order = self.order
         server = Server(self._watching, self._access)
         server.listen(order.host, order.port, order.tries)
+        try:
+            if self._begin is not None:
+                await self._begin()
+        except UsageError:
+            await server.close()
+            raise
         tasks = [asyncio.ensure_future(self._watching.run()), asyncio.ensure_future(self._kept.taking_in())]
         self._say(
             "ready",
@@ -112,14 +122,30 @@ class Monitor:
             has_token=bool(self._access.token),
             has_name=is_loopback(order.host) or bool(self._access.names),
         )
+        if order.store and (line := in_vain(self._alerts.rules)):
+            self._note(line)
         with suppress(TimeoutError):
             await asyncio.wait_for(self.ended.wait(), order.seconds or None)
+        await self._looked_once_more()
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks, timeout=CLOSE_TIMEOUT_S)
+        self._changed(self._alerts.leave(unix_s()))
         await server.close()
         await asyncio.to_thread(self._delivery.close, CLOSE_TIMEOUT_S)
         await asyncio.to_thread(self._kept.close)
+
+    async def _looked_once_more(self) -> None:
+        """A run ends a moment before the monitor beside it: an alert that fires is to end with the run. Bounded."""
+        enough = self._watching.beats + 2  # the look that is under way may have begun before
+        for _ in range(round(LAST_LOOK_S / POLL_S)):
+            fires = self.order.is_beside and "firing" in self._alerts.states().values()
+            if not fires or self._watching.beats >= enough:
+                return
+            await sleep_s(POLL_S)
+
+    def _note(self, text: str) -> None:
+        self._say("note", text=text)
 
     def _url(self, port: int) -> str:
         host = self.order.host.strip("[]")
@@ -130,7 +156,9 @@ class Monitor:
         if self.order.store:
             from eventcore_lab.monitor.observe import Observed
 
-            return Observed(self.order.store)
+            observed = Observed(self.order.store, self._note)
+            self._begin = observed.begin
+            return observed
         from eventcore_lab.monitor.follow import Followed
 
         return Followed(self._lab.spool, self._lab)

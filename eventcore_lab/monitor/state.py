@@ -4,7 +4,8 @@ A second is complete when a look came GRACE_S after its end. What is told of it 
 not complete, and counted in `late`: it is never lost from the totals; only what is older than the whole history is in no
 second. `due` counts the operations that were known, when their second was complete, to have been due in it, whether they had
 ended or were under way. A look that brings LOOK_ROWS_MAX rows has not seen all there is, and `State` then stands at the newest
-of its rows, not at the look's own time, until it has caught up.
+of its rows, not at the look's own time, until it has caught up. What nobody could look at for LOOK_FRESH_S is not known: there
+are no figures then, and no target is held.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from eventcore_lab.clock import NS_PER_S
 from eventcore_lab.lab import stats
 from eventcore_lab.lab.targets import Targets
 from eventcore_lab.monitor.facts import EDGES_MS, NO_TIMES, Gauge, Held, Mark, News, Second, Watched
+from eventcore_lab.monitor.health import LOOK_FRESH_S
 from eventcore_lab.monitor.judging import held
 from eventcore_lab.monitor.window import OBSERVED, STORE_EVENTS, Window
 from eventcore_lab.schema import SAMPLE_WORDS, Outcome
@@ -90,7 +92,7 @@ class State:
         self._at = self._seen = self._looked = -math.inf
         self._latency_sum_ns = self._store_sum_ns = 0
         self._lost_s = 0.0
-        self._is_behind = False
+        self._is_behind = self._is_stale = False
         self._stored: float | None = None
         self._waiting_ns: NDArray[np.int64] = NO_TIMES
 
@@ -117,6 +119,15 @@ class State:
         """How long ago the newest look was that was not an error; infinitely, if there was none."""
         return max(now - self._seen, 0.0)
 
+    def is_stale(self, now: float) -> bool:
+        """Whether the newest look that was not an error is too old to tell what is now."""
+        return self.fresh_s(now) > LOOK_FRESH_S
+
+    def age(self, now: float) -> None:
+        """Be as old as `now`, though no look came back: of what nobody could look at for too long there are no figures."""
+        if self.is_stale(now):
+            self._judge(now)
+
     def add(self, news: News) -> list[Second]:
         """Take in what a look has brought; gives the seconds that became complete with it, oldest first."""
         complete = self._looked_at(news)
@@ -132,12 +143,19 @@ class State:
             self._note_waiting(news, ended_ns, began_ns)
         complete += self._completed(began_ns)
         self._window.compute(self._loaded or self.watched, self._at, self._waiting_ns)
-        self.held = self.hold(self.targets) if self.targets else []
+        self._judge(news.t)
         return complete
+
+    def _judge(self, now: float) -> None:
+        self._is_stale = self.is_stale(now)
+        if self._is_stale:
+            self._window.blank()
+        self.held = self.hold(self.targets) if self.targets else []
 
     def hold(self, targets: Targets) -> list[Held]:
         """Any targets, held to the window as it is now."""
-        return held(targets, self.figures, self._window.basis, self._loaded or self.watched)
+        unseen_since = self._seen if self._is_stale else None
+        return held(targets, self.figures, self._window.basis, self._loaded or self.watched, unseen_since)
 
     def _looked_at(self, news: News) -> list[Second]:
         """Note when it was looked, and whether it could be. If the wall clock was set back, what was being built is over."""

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -43,7 +43,8 @@ def unix_s() -> float:
 
 class Watching:
     """What the monitor knows now, and the beat that renews it. `tell` is given every change of an alert and must return at
-    once; `is_held` says whether a live process holds the folder of a run; `troubles` what else is amiss, a line each."""
+    once; `is_held` says whether a live process holds the folder of a run; `troubles` what else is amiss, a line each; `marks` gives
+    what was not told before of what happened beside the looking; `deliveries` see metrics.Own."""
 
     def __init__(
         self,
@@ -54,10 +55,13 @@ class Watching:
         tell: Callable[[Sequence[Alert]], None] | None = None,
         is_held: Callable[[str], bool | None] | None = None,
         troubles: Callable[[], Sequence[str]] = tuple,
+        marks: Callable[[], Sequence[Mark]] = tuple,
+        deliveries: Callable[[], Mapping[str, Mapping[str, int]]] = dict,
         clock: Callable[[], float] = unix_s,
     ) -> None:
         self.source, self.state, self._judge = source, state, alerts or Alerts(())
         self._tell, self._is_held, self._troubles, self.clock = tell, is_held, troubles, clock
+        self._marks, self._deliveries = marks, deliveries
         self.alerts: deque[Alert] = deque(maxlen=ALERTS_KEPT)
         self.looks = self.errors = self.beats = 0
         self.listeners: set[Callable[[bytes], None]] = set()
@@ -96,10 +100,12 @@ class Watching:
             self._look = asyncio.ensure_future(self.source.look())
         await asyncio.wait([self._look], timeout=BEAT_S)
         seconds, marks = self._taken() if self._look.done() else ((), ())
+        self.state.age(self.clock())
+        self.state.marks.extend(own := self._marks())
         changes = self._judged()
         self.beats += 1
         self._seconds.extend(encoded := [wire.encoded(second) for second in seconds])
-        frame = wire.second(self.clock(), self.state, encoded, marks, changes, self.health())
+        frame = wire.second(self.clock(), self.state, encoded, (*marks, *own), changes, self.health())
         for listener in tuple(self.listeners):
             try:
                 listener(frame)
@@ -124,6 +130,7 @@ class Watching:
                 errors=self.errors,
                 dashboards=len(self.listeners),
                 firing=self._firing(),
+                deliveries=self._deliveries(),
             )
             self._metrics[kind] = self.beats, wire.blanked(Metrics(self.state, own, self.clock()).text(kind))
         return self._metrics[kind][1]

@@ -137,10 +137,14 @@ class Window:
             if points is not None and math.isfinite(gauge.value):
                 points.append((gauge.t, gauge.value))
 
-    def compute(self, watched: Watched | None, at: float, waiting_ns: NDArray[np.int64]) -> None:
-        """Set `figures` and `basis` for the window that ends at `at`. `waiting_ns`: due times of operations under way."""
+    def blank(self) -> None:
+        """No figures, of nothing; what they are computed from is kept."""
         self.figures = dict.fromkeys(UNITS, math.nan)
         self.basis, self.is_short = Basis(), False
+
+    def compute(self, watched: Watched | None, at: float, waiting_ns: NDArray[np.int64]) -> None:
+        """Set `figures` and `basis` for the window that ends at `at`. `waiting_ns`: due times of operations under way."""
+        self.blank()
         for points in self._points.values():
             while points and points[0][0] < at - self.window_s:
                 points.popleft()

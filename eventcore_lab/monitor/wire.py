@@ -1,5 +1,6 @@
 """What the page is sent: server-sent events whose data is JSON. `hello` is everything, `second` what is new; names are as they
-are, and the page shows them as text only. What is not a finite number is null.
+are, and the page shows them as text only. What is not a finite number is null. `unseen_s`: how old the newest look is, where
+that is too old for figures; else null.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def hello(now: float, state: State, seconds: Sequence[Raw], alerts: Sequence[Ale
         "marks": list(state.marks),
         "alerts": list(alerts),
         "figures": _finite(state.figures),
+        "unseen_s": _unseen_s(now, state),
         "held": state.held,
         "health": _health(health),
     }
@@ -65,6 +67,7 @@ def second(
         "seconds": list(seconds),
         "watched": state.watched,
         "figures": _finite(state.figures),
+        "unseen_s": _unseen_s(now, state),
         "held": state.held,
         "marks": list(marks),
         "alerts": list(alerts),
@@ -94,6 +97,11 @@ def blanked(said: bytes) -> bytes:
 
 def _finite(figures: Mapping[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in figures.items()}
+
+
+def _unseen_s(now: float, state: State) -> float | None:
+    age_s = state.fresh_s(now)
+    return age_s if state.is_stale(now) and math.isfinite(age_s) else None
 
 
 def _health(health: Health) -> dict[str, Any]:

@@ -27,6 +27,8 @@ def find_notebook(name: str, folder: Path) -> Path:
         raise UsageError(f"notebook {shown(name)} is ambiguous: {', '.join(path.stem for path in found)}")
     if not found and not known:
         raise UsageError(f"unknown notebook {shown(name)}: there are no notebooks in {folder}")
+    if not found and "=" in name:
+        raise UsageError(f"{shown(name)} is no notebook; a parameter is given with -p {shown(name)}")
     if not found:
         raise unknown("notebook", name, (path.stem for path in known))
     return found[0]

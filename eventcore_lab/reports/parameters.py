@@ -132,11 +132,8 @@ def check_known(name: str, declared: Mapping[str, Parameter]) -> None:
         return
     if not declared:
         raise UsageError(f"unknown parameter {shown(name)}: this notebook has no parameters")
-    hint = str(unknown("parameter", name, declared)).rpartition("; did you mean")
-    raise UsageError(
-        f"unknown parameter {shown(name)}{'; did you mean' + hint[2] if hint[1] else ''} "
-        f"(known: {', '.join(str(parameter) for parameter in declared.values())})"
-    )
+    error, _, _ = str(unknown("parameter", name, declared)).partition(" (known: ")
+    raise UsageError(f"{error} (known: {', '.join(str(parameter) for parameter in declared.values())})")
 
 
 def check_values(values: Mapping[str, object], declared: Iterable[Parameter]) -> None:

@@ -37,6 +37,10 @@ SETTINGS = {
 _HELLO = """SELECT current_setting('server_version') AS version, current_setting('transaction_read_only') AS is_read_only,
     pg_has_role('pg_read_all_stats', 'USAGE') AS sees_all"""
 
+_SCHEMAS = """SELECT nspname::text AS name FROM pg_namespace
+    WHERE nspname = $1 OR (nspname !~ '^pg_' AND nspname <> 'information_schema')
+    ORDER BY nspname = $1 DESC, nspname = 'public' DESC, nspname LIMIT 100"""
+
 HIDDEN = (
     "the connections of others are not shown to this role: no states, waits or ages of transactions "
     "(GRANT pg_monitor TO …)"
@@ -141,6 +145,19 @@ class Observer:
                 self._terminate()
         notes, self._notes = tuple(self._notes), []
         return Seen(gauges, notes, self._error, (now_ns() - began_ns) / 1e6)
+
+    async def schemas(self, schema: str) -> list[str]:
+        """The names of the schemas in the database but for the server's own, this one first if it is there, at most a hundred;
+        none if the server does not tell."""
+        if self._raw is None or self._raw.is_closed():
+            return []
+        guard = asyncio.get_running_loop().call_later(self._look_max_s, self._cut)
+        try:
+            return [row["name"] for row in await self._raw.fetch(_SCHEMAS, schema)]
+        except Exception:
+            return []
+        finally:
+            guard.cancel()
 
     async def _asked(self, parts: Sequence[_Part], gauges: Gauges) -> None:
         if self._raw is None or self._raw.is_closed():

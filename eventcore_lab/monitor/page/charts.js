@@ -9,7 +9,18 @@ const GAUGES = {
   connections: /(^|\.)connections(\.|$)/,
   waits: /\.wait(ing)?:/,
   lag: /(^|[._])lag([._]|$)/i,
+  events: /^store\.events_total$/,
+  rows: /\.(transactions|rows)_\w+_total$/,
+  blocks: /\.(blocks|io)_\w+_total$/,
+  written: /\.(wal_bytes|temp_bytes_total)$/,
+  ages: /\.oldest_(writing_)?transaction_s$/,
+  statements: /\.statement_mean_ms$/,
+  sizes: /^\w+\.(database|table|index)_bytes$/,
+  pool: /\.pool_(in_use|waiting)$/,
+  counters: /_total$/, // of no chart, but a rate as well
 };
+const COUNTERS = ["events", "rows", "blocks", "written", "counters"];
+const STORE_EVENTS = "store.events_total";
 const kindOf = (name) => Object.keys(GAUGES).find((kind) => GAUGES[kind].test(name)) ?? "";
 
 const OUTCOMES = [
@@ -30,11 +41,14 @@ const lineOf = (name, values, look, more = {}) => ({
   ...more,
 });
 
-function gaugeLines(history, kind, nameOf, isOf = () => true) {
+function gaugeLines(history, kind, nameOf, { isOf = () => true, keptS = GAUGE_GAP_S } = {}) {
   const found = [...history.series].filter(([name]) => kindOf(name) === kind && isOf(name));
   found.sort(([a], [b]) => (a < b ? -1 : 1));
   return found.map(([name, values], i) =>
-    lineOf(nameOf(name), values, i, { gapS: GAUGE_GAP_S, looksBackS: GAUGE_GAP_S }),
+    lineOf(nameOf(name), COUNTERS.includes(kind) ? history.rates(values) : values, i, {
+      gapS: keptS,
+      looksBackS: keptS,
+    }),
   );
 }
 
@@ -61,10 +75,41 @@ function waitLines(history) {
     .map(([, line], i) => ({ ...lineOf(line.name, line.values, i), gapS: GAUGE_GAP_S, looksBackS: GAUGE_GAP_S }));
 }
 
+const spoken = (name) => afterDot(name).replace(/_(total|bytes|s|ms)$/, "").replaceAll("_", " ");
+const SIZED = { database: "database", table: "events, table", index: "events, indexes" };
+const OF_COUNTERS = `What the counters grew by per second, each over ${RATE_OVER_S} s.`;
+
+// A chart of gauges that is not missed where there are none; `more`: its note.
+const gaugeChart = (id, title, unit, nameOf, { keptS, ...more } = {}) => ({
+  id,
+  title,
+  group: title.toLowerCase(),
+  unit,
+  limits: [],
+  isOptional: true,
+  lines: (h) => gaugeLines(h, id, nameOf, { keptS }),
+  ...more,
+});
+
+// Of a store that is only observed the events are what it counts.
+function throughputLines(h) {
+  const counted = h.isObserved && h.series.get(STORE_EVENTS);
+  if (h.isObserved) {
+    const gaps = { gapS: GAUGE_GAP_S, looksBackS: GAUGE_GAP_S, width: 2 };
+    return [lineOf("events", counted ? h.rates(counted) : h.columns.events, 2, gaps)];
+  }
+  return [
+    lineOf("due (offered)", h.columns.due, 0, { colour: "grey", dash: [], width: 1 }),
+    lineOf("events", h.columns.events, 2, { dash: DASHES[1] }),
+    lineOf("operations", h.columns.ok, 0, { width: 2 }),
+  ];
+}
+
 const LAG_UNITS = { s: /_s$/, ms: /_ms$/, bytes: /_bytes$/, count: /(?<!_s|_ms|_bytes)$/ };
-const lagChart = (unit, said) => ({
+const lagChart = (unit, said, note) => ({
   id: `lag-${unit}`,
   title: `Lag, ${said}`,
+  note,
   group: "lag",
   unit,
   limits: [],
@@ -72,8 +117,8 @@ const lagChart = (unit, said) => ({
     gaugeLines(
       h,
       "lag",
-      (name) => afterDot(name).replace(/_?lag_(s|ms|bytes|events)$/, "") || name,
-      (name) => LAG_UNITS[unit].test(name),
+      (name) => afterDot(name).replace(/[._]?lag_(s|ms|bytes|events)$/, "") || name,
+      { isOf: (name) => LAG_UNITS[unit].test(name) },
     ),
 });
 
@@ -89,11 +134,8 @@ const CHARTS = [
       ["events_per_second", "events", 1],
     ],
     note: "Operations that were ok, their events, and operations that were due, each second.",
-    lines: (h) => [
-      lineOf("due (offered)", h.columns.due, 0, { colour: "grey", dash: [], width: 1 }),
-      lineOf("events", h.columns.events, 2, { dash: DASHES[1] }),
-      lineOf("operations", h.columns.ok, 0, { width: 2 }),
-    ],
+    observed: `Events added to the store, per second, each over ${RATE_OVER_S} s.`,
+    lines: throughputLines,
   },
   {
     id: "latency",
@@ -188,10 +230,25 @@ const CHARTS = [
     note: "Server processes that waited when they were looked at, by what for.",
     lines: waitLines,
   },
-  lagChart("s", "time"),
-  lagChart("ms", "milliseconds"),
-  lagChart("count", "events"),
-  lagChart("bytes", "bytes"),
+  lagChart("s", "time", "For how long what has not been seen yet has been stored, or is held back from readers."),
+  lagChart("ms", "milliseconds", "For how long what a reader or read model has not seen yet has been stored."),
+  lagChart("count", "events", "How many events a reader or read model has not seen yet."),
+  lagChart("bytes", "bytes", "How much of what was written a replica has not replayed yet."),
+  gaugeChart("rows", "Transactions and rows", "rate", spoken, { note: OF_COUNTERS }),
+  gaugeChart("ages", "Oldest transactions", "s", spoken, {
+    note: "Any, and any that has written something: for that one a reader that must not miss an event waits.",
+  }),
+  gaugeChart("written", "WAL and temporary files", "byterate", (name) => (/wal/.test(name) ? "WAL" : "temporary files"), {
+    note: OF_COUNTERS,
+  }),
+  gaugeChart("blocks", "Blocks and input/output", "rate", spoken, { note: OF_COUNTERS }),
+  gaugeChart("statements", "Statements that name the events, mean", "ms", spoken, {
+    note: "By pg_stat_statements, of those that ended since it was asked before.",
+  }),
+  gaugeChart("sizes", "Size on disk", "bytes", (name) => SIZED[spoken(name)], { keptS: LATEST_KEPT_S }),
+  gaugeChart("pool", "Connection pool", "count", (name) => name.replace(/^(.*)\.pool_(.*)$/, "$1, $2").replace("_", " "), {
+    note: "Connections of the load that are in use, and operations that wait for one.",
+  }),
 ];
 
 const isRecorded = (spec, history) => (spec.isTold ? spec.isTold(history) : spec.lines(history).length > 0);

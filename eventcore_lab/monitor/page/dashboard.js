@@ -27,7 +27,7 @@ const THEME_COLOURS = [
 ];
 
 // What the page is told from time to time, beside the seconds.
-const NOTHING_TOLD = { now: NaN, watched: null, figures: {}, held: [], health: {} };
+const NOTHING_TOLD = { now: NaN, unseenS: NaN, watched: null, figures: {}, held: [], health: {} };
 const keyOf = (item) => `${item.t}\n${item.name}\n${item.state ?? item.detail}`;
 
 // Those of `more` that are not in the list yet: what was in the hello may come once more right after it.
@@ -102,6 +102,7 @@ class Dashboard {
     this.marks = [...this.marks, ...fresh(this.marks, data.marks)].slice(-LIST_MAX);
     this.alerts = [...this.alerts, ...alerts].slice(-LIST_MAX);
     const watched = data.watched && typeof data.watched === "object" ? data.watched : null;
+    this.history.isObserved = isObserved(watched);
     if (watched && Number.isFinite(watched.began)) {
       const key = plain(watched.run_id, 60);
       this.runs.delete(key);
@@ -112,6 +113,7 @@ class Dashboard {
       now: finite(data.now),
       watched,
       figures: data.figures ?? {},
+      unseenS: finite(data.unseen_s),
       held: listOf(data.held).slice(0, LIST_MAX),
       health: data.health ?? {},
     };
@@ -167,16 +169,21 @@ class Dashboard {
     const { told } = this;
     Object.assign(this, showHeading(told));
     this.showEmptiness();
-    const now = this.newestSecond();
-    this.tiles.show(told.figures, told.held, now);
+    const windowS = this.windowS || 30;
+    const { history } = this;
+    this.tiles.wear(history.isObserved ? OBSERVED_FIGURES : FIGURES);
+    const now = history.isObserved ? new Looked(history, this.edge, windowS) : this.newestSecond();
+    this.tiles.show(told.figures, told.held, now, told.unseenS);
     setText(
       $("figures-note"),
-      Number.isFinite(this.windowS) ? `over the last ${span(this.windowS)} · as of ${clockTime(told.now)}` : "",
+      told.unseenS >= 0
+        ? `not known: not looked at since ${clockTime(told.now - told.unseenS)}, ${span(Math.floor(told.unseenS))} ago`
+        : `over the last ${span(windowS)} · as of ${clockTime(told.now)}`,
     );
     this.tables.showHeld(told.held, this.targets, this.windowS);
     this.tables.showAlerts(this.alerts, told.now);
     this.tables.showMarks(this.marks, told.now);
-    this.tables.showGauges(this.history, told.now);
+    this.tables.showGauges(history, told.now, windowS);
     if ($("minute").open) this.tables.showMinute(this.history, this.edge);
     setText($("kept"), `${grouped(this.history.count)} of at most ${grouped(SECONDS_MAX)} seconds kept`);
     const firing = firingOf(this.alerts).length;
@@ -212,15 +219,17 @@ class Dashboard {
     if (!Number.isFinite(to)) return;
     const from = to - this.minutes * 60;
     const runs = [...this.runs.values()];
+    const untold = new Set(this.told.held.filter(isUntold).map((h) => h.name));
     const view = {
       from,
       to,
+      isUnseen: this.told.unseenS >= 0,
       theme: this.theme,
       began: runs.findLast((r) => r.began <= to)?.began ?? NaN,
       runs,
       events: this.events(from, to),
       thresholds: listOf(this.targets?.thresholds)
-        .filter((t) => Number.isFinite(t.limit))
+        .filter((t) => Number.isFinite(t.limit) && !untold.has(t.name))
         .slice(0, 50),
     };
     const missing = new Set();
@@ -228,10 +237,10 @@ class Dashboard {
       const isThere = isRecorded(chart.spec, history);
       if (chart.node.hidden === isThere) chart.node.hidden = !isThere;
       if (isThere) chart.draw(history, view);
-      else missing.add(chart.spec.group);
+      else if (!chart.spec.isOptional) missing.add(chart.spec.group);
     }
     for (const chart of this.charts) if (!chart.node.hidden) missing.delete(chart.spec.group);
-    setText($("unrecorded"), missing.size ? `Not recorded: ${[...missing].join(", ")}.` : "");
+    setText($("unrecorded"), absentSaid(missing, this.told, history));
     const key = [
       view.events.some((e) => e.kind === "mark") && "◆ mark",
       view.events.some((e) => e.kind === "alert") && "▲ alert",

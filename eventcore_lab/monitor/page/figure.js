@@ -68,7 +68,8 @@ class Chart {
     this.lines = all.slice(0, LINES_MAX);
     const isCrowded = view.to - view.from > this.canvas.clientWidth - EDGE.left - EDGE.right;
     const more = all.length > LINES_MAX ? `${all.length - LINES_MAX} more are not drawn.` : "";
-    setText(this.note, [this.spec.note, isCrowded && (this.spec.crowded ?? MEAN), more].filter(Boolean).join(" "));
+    const note = (history.isObserved && this.spec.observed) || this.spec.note;
+    setText(this.note, [note, isCrowded && (this.spec.crowded ?? MEAN), more].filter(Boolean).join(" "));
     this._legend(view.theme);
     if (!this.plot.begin(view.theme, view.from, view.to)) return;
     const draw = { heat: this._heat, stack: this._stack }[this.spec.kind] ?? this._lines;
@@ -227,7 +228,8 @@ class Chart {
     const named = this._named(); // their rings may be others than when the legend was made
     for (const [i, item] of this.items.entries()) {
       const line = named[i];
-      setText(item.value, format(valueAt(history, line, isShown ? second : this._newest(history))));
+      const isUnknown = !isShown && this.view.isUnseen;
+      setText(item.value, format(isUnknown ? NaN : valueAt(history, line, isShown ? second : this._newest(history))));
     }
     if (this.spec.also) {
       const slot = history.slot(isShown ? second : this._newest(history));

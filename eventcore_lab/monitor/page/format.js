@@ -68,6 +68,7 @@ const UNITS = {
   ms: ms,
   s: (v) => (v === 0 ? "0 s" : ms(v * 1000)),
   bytes: (v) => (v === 0 ? "0 B" : scaled(v, SIZES)),
+  byterate: (v) => (Number.isFinite(v) ? `${UNITS.bytes(v)}/s` : NOTHING),
   percent: (v) => (Number.isFinite(v) ? `${short(v)} %` : NOTHING),
 };
 
@@ -81,6 +82,7 @@ function inUnit(value, unit) {
 
 // What the last part of a gauge's name says of its unit.
 function unitOf(name) {
+  if (/_per_s$/.test(name)) return "rate";
   const found = /[._:](bytes|percent|ms|s)$/.exec(name);
   return found ? found[1] : "count";
 }
@@ -119,8 +121,9 @@ function span(seconds) {
 function ticks(low, high, count, unit) {
   const rough = (high - low) / count;
   if (!(rough > 0) || !Number.isFinite(rough)) return [low, low + 1];
-  const base = unit === "bytes" ? 2 ** Math.floor(Math.log2(rough)) : 10 ** Math.floor(Math.log10(rough));
-  const factors = unit === "bytes" ? [1, 2] : unit === "count" ? [1, 2, 5, 10] : [1, 2, 2.5, 5, 10];
+  const isBytes = unit === "bytes" || unit === "byterate";
+  const base = isBytes ? 2 ** Math.floor(Math.log2(rough)) : 10 ** Math.floor(Math.log10(rough));
+  const factors = isBytes ? [1, 2] : unit === "count" ? [1, 2, 5, 10] : [1, 2, 2.5, 5, 10];
   const wanted = base * (factors.find((f) => base * f >= rough * 0.999) ?? factors.at(-1));
   const step = unit === "count" ? Math.max(1, wanted) : wanted;
   const first = Math.floor(low / step + 1e-9);

@@ -7,6 +7,10 @@ const SECONDS_MAX = 7200;
 const SERIES_MAX = 200;
 const LATEST_MAX = 500;
 const NAME_CHARS_MAX = 300;
+const LATEST_KEPT_S = 150; // the slowest gauge is looked at once a minute
+const RATE_OVER_S = 5; // looks are not to the second: over one alone a steady counter would seem to jump
+const RATE_GAP_S = 20;
+const LATE_MAX_S = 60;
 const COLUMNS = [
   "ended",
   "ok",
@@ -49,7 +53,9 @@ class History {
     this.latest = new Map();
     this.refused = 0;
     this.newest = NaN;
-    this.hasEnded = false;
+    this.hasEnded = this.isObserved = false;
+    this.puts = 0;
+    this.derived = new WeakMap();
   }
 
   slot(t) {
@@ -67,6 +73,7 @@ class History {
     const slot = ((t % SECONDS_MAX) + SECONDS_MAX) % SECONDS_MAX;
     this.times[slot] = t;
     this.newest = t;
+    this.puts += 1;
     for (const name of COLUMNS) this.columns[name][slot] = finite(second[name]);
     this.hasEnded ||= second.ended > 0 || second.waiting > 0;
     const run = typeof second.run_id === "string" ? second.run_id.slice(0, NAME_CHARS_MAX) : "";
@@ -102,6 +109,42 @@ class History {
       this.series.set(name, values);
     }
     values[slot] = value;
+  }
+
+  // What a counter grew by per second, as a ring: each over the RATE_OVER_S before; a counter that began anew makes a gap.
+  rates(values) {
+    let made = this.derived.get(values);
+    if (!made) this.derived.set(values, (made = { ring: new Float64Array(SECONDS_MAX), puts: -1 }));
+    if (made.puts === this.puts) return made.ring;
+    made.puts = this.puts;
+    made.ring.fill(NaN);
+    let seen = [];
+    const to = this.newest + LATE_MAX_S; // the newest to come may be one that is late
+    this.each(to - SECONDS_MAX, to, (slot, t) => {
+      const value = values[slot];
+      if (Number.isNaN(value)) return;
+      const last = seen.at(-1);
+      if (last && (value < last.value || t - last.t > RATE_GAP_S)) seen = [];
+      while (seen.length > 1 && seen[1].t <= t - RATE_OVER_S) seen.shift();
+      if (seen.length) made.ring[slot] = (value - seen[0].value) / (t - seen[0].t);
+      seen.push({ t, value });
+    });
+    return made.ring;
+  }
+
+  // What a counter grew by per second between its first and its last look of from ≤ t < to.
+  rateOver(name, from, to) {
+    const values = this.series.get(name);
+    let [first, last, grown] = [null, null, 0];
+    if (values)
+      this.each(from, to, (slot, t) => {
+        const value = values[slot];
+        if (Number.isNaN(value)) return;
+        if (last) grown += Math.max(0, value - last.value);
+        last = { t, value };
+        first ??= last;
+      });
+    return first && last.t > first.t ? grown / (last.t - first.t) : NaN;
   }
 
   // Makes room by a series that has nothing within the ring any more.

@@ -27,16 +27,36 @@ const FIGURES = [
 
 class Tiles {
   constructor(list) {
-    this.tiles = FIGURES.map((figure) => {
-      const [value, target] = [element("dd", { class: "big" }), element("dd", { class: "target" })];
-      list.append(element("div", { class: "tile" }, element("dt", { text: figure.title }), value, target));
-      return { figure, value, target };
-    });
+    this.list = list;
+    this.wear(FIGURES);
   }
 
-  // `now`: worst, waiting, oldestS of the window and its newest second.
-  show(figures, held, now) {
-    for (const { figure, value, target } of this.tiles) {
+  // Other figures than before; what was known of those is forgotten.
+  wear(all) {
+    if (this.worn === all) return;
+    this.worn = all;
+    this.tiles = all.map((figure) => {
+      const [value, target] = [element("dd", { class: "big" }), element("dd", { class: "target" })];
+      const why = figure.why ? { title: figure.why } : {};
+      const node = element("div", { class: "tile", ...why }, element("dt", { text: figure.title }), value, target);
+      return { figure, value, target, node, last: "" };
+    });
+    this.list.className = all === FIGURES ? "" : "observed";
+    this.list.replaceChildren(...this.tiles.map((tile) => tile.node));
+  }
+
+  // `now`: what figures are taken from that are not told: worst, waiting, oldestS of the window and its newest second; of a
+  // store that is only observed a Looked. `unseenS`: for how long nobody could look, NaN while somebody can.
+  show(figures, held, now, unseenS) {
+    for (const tile of this.tiles) {
+      const { figure, value, target } = tile;
+      if (unseenS >= 0) {
+        setText(value, NOTHING);
+        target.className = "target";
+        setText(target, [tile.last, `${span(Math.floor(unseenS))} ago`].filter(Boolean).join(", "));
+        target.title = "what was known last, and when";
+        continue;
+      }
       const given = own(figures, figure.name);
       const known = given === undefined && figure.from ? figure.from(now) : finite(given);
       const mine = held.filter((h) => h.name === figure.name);
@@ -44,6 +64,8 @@ class Tiles {
       // A percentile that is missed and has no value is one that never ended: JSON has no word for it.
       const isEndless = Number.isNaN(known) && worst?.status === "fail" && worst.unit === "ms";
       setText(value, isEndless ? "∞" : figure.of(known));
+      tile.last = Number.isNaN(known) ? "" : figure.of(known);
+      tile.node.hidden = Boolean(figure.isOptional) && Number.isNaN(known) && (!worst || isUntold(worst));
       target.className = `target ${worst ? worst.status : ""}`;
       const said = worst ? `${SIGNS[worst.status] ?? "?"} ${plain(worst.limit, 24)}` : (figure.beside?.(now) ?? "");
       setText(target, said);
@@ -135,31 +157,15 @@ class Tables {
       ],
       "Latest values of the gauges that have no chart",
     );
-    this.seconds = of(
-      "seconds",
-      [
-        ["Time", "nowrap"],
-        ...[
-          "ok",
-          "conflict",
-          "failed",
-          "unknown",
-          "dropped",
-          "due",
-          "events",
-          "p50",
-          "p95",
-          "p99",
-          "worst",
-          "waiting",
-          "oldest",
-        ].map((n) => [n, "number"]),
-      ],
-      "The newest minute, second by second",
-    );
   }
 
-  showHeld(held, targets, windowS) {
+  showHeld(all, targets, windowS) {
+    const held = all.filter((h) => !isUntold(h));
+    const untold = all.filter(isUntold).map((h) => plain(`${h.name} ${h.limit}`, 100));
+    setText(
+      document.getElementById("held-untold"),
+      untold.length ? `Not judged, for ${UNTOLD}: ${untold.join(", ")}.` : "",
+    );
     this.held.show(
       held.map((h) => [
         plain(h.name, 60),
@@ -171,7 +177,7 @@ class Tables {
       ]),
     );
     const count = (status) => held.filter((h) => h.status === status).length;
-    const counts = `${count("pass")} ✓, ${count("fail")} ✗, ${count("inconclusive")} ?`;
+    const counts = `${count("pass")} ✓, ${count("fail")} ✗, ${count("inconclusive")} ?${untold.length ? `, ${untold.length} not judged` : ""}`;
     const said = `${plain(targets?.name, 40)}: ${counts}, over the last ${span(windowS)}`;
     setText(document.getElementById("held-note"), targets ? said : "none were given");
     document.getElementById("held").hidden = !held.length;
@@ -204,13 +210,19 @@ class Tables {
     document.getElementById("marks").hidden = !marks.length;
   }
 
-  showGauges(history, now) {
+  // Of counters what they grew by per second, over the window.
+  showGauges(history, now, windowS) {
+    const isCounter = (name) => kindOf(name) === "counters";
     const found = [...history.latest]
-      .filter(([name]) => !kindOf(name))
+      .filter(([name]) => !kindOf(name) || isCounter(name))
       .sort(([a], [b]) => (a < b ? -1 : 1))
       .slice(0, ROWS_MAX);
     this.gauges.show(
-      found.map(([name, { value, t }]) => [plain(name, 100), UNITS[unitOf(name)](value), instant(t, now)]),
+      found.map(([name, { value, t }]) => [
+        plain(name, 100),
+        isCounter(name) ? UNITS.rate(history.rateOver(name, now - windowS, now)) : UNITS[unitOf(name)](value),
+        instant(t, now),
+      ]),
     );
     const left = history.refused ? `; of charted ones no more than ${SERIES_MAX} are kept` : "";
     setText(document.getElementById("gauges-note"), `${found.length || "none"}${left}`);
@@ -219,7 +231,14 @@ class Tables {
 
   showMinute(history, edge) {
     const rows = [];
+    const isOther = this.isObserved !== history.isObserved;
+    this.isObserved = history.isObserved;
+    if (isOther) this.seconds = minuteTable(this.isObserved);
     history.each(edge - 60, edge, (slot, t) => {
+      if (history.isObserved) {
+        rows.push([clockTime(t), ...observedSecond(history, slot)]);
+        return;
+      }
       const of = (name) => history.columns[name][slot];
       const counts = ["ok", "conflict", "failed", "unknown", "dropped", "due", "events"].map((n) => short(of(n)));
       rows.push([
@@ -232,6 +251,14 @@ class Tables {
     });
     this.seconds.show(rows.reverse());
   }
+}
+
+function minuteTable(isOfObserved) {
+  const ofRun = ["ok", "conflict", "failed", "unknown", "dropped", "due", "events"];
+  ofRun.push("p50", "p95", "p99", "worst", "waiting", "oldest");
+  const names = isOfObserved ? OBSERVED_COLUMNS.map(([name]) => name) : ofRun;
+  const columns = [["Time", "nowrap"], ...names.map((name) => [name, "number"])];
+  return new Table(document.getElementById("seconds"), columns, "The newest minute, second by second");
 }
 
 const measured = (h) =>
