@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shlex
 import sys
 import textwrap
 from collections import Counter
@@ -17,6 +18,7 @@ from typing import Any
 from eventcore_lab.experiment import Experiment, RunBroken
 from eventcore_lab.lab.baseline import load as load_baseline
 from eventcore_lab.lab.database import Lab
+from eventcore_lab.lab.drift import Soak
 from eventcore_lab.lab.targets import Targets
 from eventcore_lab.load.places import PlacesError, check_cluster, size_of
 from eventcore_lab.load.workloads import workloads
@@ -35,12 +37,15 @@ from eventcore_lab.reports import (
     worst,
 )
 from eventcore_lab.schema import LAB_VARIABLE, ExitCode, data_folder
-from eventcore_lab.soak import resumed, soak
+from eventcore_lab.soak import HOURS_MAX, resumed, soak
 from eventcore_lab.spec import UsageError, shown
 from eventcore_lab.stores import stores
+from eventcore_lab.workbench import experiment_of
 
 _FIELDS = Experiment.__struct_fields__
-SOAK_HOURS, SOAK_RATE = 8.0, 200.0
+SOAK_HOURS, SOAK_RATE, SOAK_TARGETS = 8.0, 200.0, "production"
+SOAK_HOURS_MIN = 0.003
+"""In less there are too few blocks of time to show anything."""
 Beside = Callable[[Lab, Sequence[str]], AbstractContextManager[object]]
 """What goes on beside the runs of a Lab, as a live dashboard does, told the targets that they are held to."""
 
@@ -137,24 +142,70 @@ def soak_of(
     out: Path,
     lab_file: Path | None,
     beside: Beside = alone,
+    again: str = "",
 ) -> ExitCode:
     """Run a soak of an experiment with `given` parameters, those of `notebook`, or go on with one that was cut (`resume`: its
-    id, or `last`), and make its report with that notebook; the exit code is the report's. None: SOAK_HOURS, SOAK_RATE."""
+    id, or `last`), and make its report with that notebook; the exit code is the report's. None: SOAK_HOURS, SOAK_RATE. No
+    targets: those it began with, or SOAK_TARGETS. `again`: what has to be said once more to go on with it."""
     if resume and (hours is not None or rate is not None or given):
         raise UsageError(
             "--resume goes on with the load and hours that the soak began with: leave out --hours, --rate, -p"
         )
+    hours = SOAK_HOURS if hours is None else hours
+    if not SOAK_HOURS_MIN <= hours <= HOURS_MAX:
+        raise UsageError(
+            f"--hours must be at least {SOAK_HOURS_MIN:g} ({SOAK_HOURS_MIN * 3600:.0f} s) and at most {HOURS_MAX:g} "
+            f"(31 days), not {hours:g}"
+        )
     experiment = _soaked(given, rate, notebook)
-    Targets.load(targets)
     lab = Lab(lab_file)
     lab.check()
-    with beside(lab, [targets]):
-        if resume:
-            found = resumed("" if resume == "last" else resume, lab)
+    cut = Soak(lab, "" if resume == "last" else resume) if resume else None
+    held = _held_to(targets, cut)
+    with beside(lab, [held]):
+        if cut:
+            found = resumed(cut.soak_id, lab, targets=held, again=again)
         else:
-            found = soak(experiment, SOAK_HOURS if hours is None else hours, lab)
+            found = soak(experiment, hours, lab, targets=held, again=again)
     print(found.told())
-    return _told(_executed(notebook, {"soak": found.soak_id, "targets": targets}, out, lab), lab.recover())
+    return _told(_executed(notebook, _as_parameters(found, held, notebook), out, lab), lab.recover())
+
+
+def _held_to(targets: str, cut: Soak | None) -> str:
+    """The targets of a soak, by a name that says the same from another folder."""
+    began_with = cut.targets if cut else ""
+    held = targets or began_with or SOAK_TARGETS
+    try:
+        Targets.load(held)
+    except UsageError as error:
+        if targets or not began_with:
+            raise
+        raise UsageError(f"{error}; the soak began with these: bring them back, or say others with --targets") from None
+    file = Path(held).resolve()
+    if not file.is_file():
+        return held
+    project = data_folder().resolve().parent
+    return str(file.relative_to(project) if file.is_relative_to(project) else file)
+
+
+def _as_parameters(soak: Soak, targets: str, notebook: Path) -> dict[str, object]:
+    """What its report is made with: the parameters say what was put on the store, though it is not put on again."""
+    experiment = experiment_of(soak.legs[0].row)
+    declared = {p.name for p in declared_parameters(notebook)} & {*_FIELDS}
+    load = {name: getattr(experiment, name) for name in _FIELDS if name in declared}
+    return {"soak": soak.soak_id, "hours": soak.hours, **load, "targets": targets}
+
+
+def words_of(**options: Any) -> str:
+    """Options as they are said on the command line; what is not set, or as by default, is not said."""
+    said: list[str] = []
+    for name, value in options.items():
+        option = f"--{name.replace('_', '-')}"
+        if value is True:
+            said.append(option)
+        elif value and (name, value) != ("live_port", 8765):
+            said += [word for one in (value if isinstance(value, list) else [value]) for word in (option, str(one))]
+    return shlex.join(said)
 
 
 def _soaked(given: Sequence[str], rate: float | None, notebook: Path) -> Experiment:

@@ -189,7 +189,12 @@ def soak(
         list[str] | None,
         typer.Option("-p", "--set", metavar="NAME=VALUE", help="Set a parameter of notebook 15; may be repeated."),
     ] = None,
-    targets: Annotated[str, typer.Option(help="Hold it to these: a preset or a TOML file.")] = "production",
+    targets: Annotated[
+        str,
+        typer.Option(
+            help="Hold it to these: a preset or a TOML file.", show_default="production, or as the soak began"
+        ),
+    ] = "",
     resume: Annotated[
         str, typer.Option(metavar="ID|last", help="Go on with a soak that was cut.", show_default=False)
     ] = "",
@@ -206,11 +211,12 @@ def soak(
 
     [dim]eventcore-lab soak --hours 8 --rate 200 -p store=env:LAB_DSN --live[/dim]
     """
-    from eventcore_lab.batch import soak_of
+    from eventcore_lab.batch import soak_of, words_of
 
     places = _project("notebooks") / "15-does-it-stay-steady.ipynb", out or _project("reports"), lab
     beside = _beside(live, live_port, notify, alerts)
-    code = soak_of(hours, rate, parameters or [], resume, targets, *places, beside)
+    again = words_of(lab=lab, out=out, live=live, live_port=live_port, notify=notify, alerts=alerts)
+    code = soak_of(hours, rate, parameters or [], resume, targets, *places, beside, again)
     raise typer.Exit(int(code))
 
 

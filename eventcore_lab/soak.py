@@ -51,9 +51,13 @@ def soak(
     *,
     tell: Tell = print,
     progress: Progress | None = None,
+    targets: str = "",
+    again: str = "",
     rotate_s: float = ROTATE_S,
 ) -> Soak:
-    """Put the load of `experiment` on its store for `hours`, whatever its `duration_s` says, and give what was found.
+    """Put the load of `experiment` on its store for `hours`, whatever its `duration_s` says, and give what was found. It
+    remembers the `targets` that it is to be held to, a preset or a file. `again`: options of the command line that whoever
+    goes on with it has to say once more.
 
     Raises UsageError before anything starts if the disk could not hold it, KeyboardInterrupt after Ctrl-C (what was measured is
     in the Lab, and `resumed` goes on from there), StoreError or RunBroken when BROKEN_MAX legs in a row broke.
@@ -66,26 +70,39 @@ def soak(
     lab.check()
     soak_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     tell(f"soak {soak_id}: {spoken(hours)} of {experiment.workload} at {experiment.pacer} on {experiment.store}")
-    return _Soaking(experiment, hours, soak_id, lab, tell, progress, rotate_s).whole()
+    return _Soaking(experiment, hours, soak_id, lab, tell, progress, rotate_s, targets, again).whole()
 
 
-def resumed(soak_id: str = "", lab: Lab | None = None, *, tell: Tell = print, progress: Progress | None = None) -> Soak:
-    """Go on with a soak that was cut (the newest, if none is named) until its hours are full. What its processes had recorded
-    when they died is taken into the Lab first. Raises UnknownRun, and what `soak` raises."""
+def resumed(
+    soak_id: str = "",
+    lab: Lab | None = None,
+    *,
+    tell: Tell = print,
+    progress: Progress | None = None,
+    targets: str = "",
+    again: str = "",
+) -> Soak:
+    """Go on with a soak that was cut (the newest, if none is named) until its hours are full, held to the targets that it
+    began with unless others are said. What its processes had recorded when they died is taken into the Lab first. Raises
+    UnknownRun, and what `soak` raises."""
     lab = lab or Lab()
     lab.check()
     found = legs_of(lab, soak_id)
     if not found:
         raise UnknownRun(f"no soak {soak_id!r} in {lab.path}" if soak_id else f"no soak in {lab.path} to go on with")
     so_far = Soak(lab, found[-1][0])
-    tell(f"soak {so_far.soak_id}: {spoken(so_far.done_h)} of {spoken(so_far.hours)} are measured{_in_legs(so_far)}")
-    experiment = experiment_of(so_far.legs[0].row)
-    return _Soaking(experiment, so_far.hours, so_far.soak_id, lab, tell, progress, ROTATE_S).whole()
+    targets = targets or so_far.targets
+    held = f"; targets: {targets}" if targets else ""
+    tell(
+        f"soak {so_far.soak_id}: {spoken(so_far.done_h)} of {spoken(so_far.hours)} are measured{_in_legs(so_far)}{held}"
+    )
+    rest = experiment_of(so_far.legs[0].row), so_far.hours, so_far.soak_id, lab
+    return _Soaking(*rest, tell, progress, ROTATE_S, targets, again).whole()
 
 
-def soaked(soak_id: str, experiment: Experiment, hours: float, lab: Lab | None = None) -> Soak:
+def soaked(soak_id: str, experiment: Experiment, hours: float, targets: str = "", lab: Lab | None = None) -> Soak:
     """The soak of that id as it is in the Lab, or, without an id, a new one of so many hours."""
-    return Soak(lab or Lab(), soak_id) if soak_id else soak(experiment, hours, lab)
+    return Soak(lab or Lab(), soak_id) if soak_id else soak(experiment, hours, lab, targets=targets)
 
 
 def _in_legs(soak: Soak) -> str:
@@ -104,9 +121,12 @@ class _Soaking:
         tell: Tell,
         progress: Progress | None,
         rotate_s: float,
+        targets: str = "",
+        again: str = "",
     ) -> None:
-        self._experiment, self._hours, self._id = experiment, hours, soak_id
+        self._experiment, self._hours, self._id, self._targets = experiment, hours, soak_id, targets
         self._lab, self._tell, self._rotate_s = lab, tell, rotate_s
+        self._hint = f"go on with: eventcore-lab soak --resume {soak_id}{again and f' {again}'}"
         self._progress = progress or _seldom(hours)
 
     def whole(self) -> Soak:
@@ -124,7 +144,7 @@ class _Soaking:
                 if (self._hours - self._done_h()) * 3600 > _REST_S:
                     self._wait_or_give_up(error, broken)
             except KeyboardInterrupt:
-                self._tell(f"what was measured is kept; go on with: eventcore-lab soak --resume {self._id}")
+                self._tell(f"what was measured is kept; {self._hint}")
                 raise
         return Soak(self._lab, self._id)
 
@@ -139,11 +159,12 @@ class _Soaking:
             duration_s=min(math.ceil(10 * missing_s - 1e-6) / 10, longest_leg_s(e)),  # as long as people say it
             seed=e.seed + 1_000_003 * (number - 1),
             trial=number - 1,
-            label=label_of(self._id, number, self._hours),
+            label=label_of(self._id, number, self._hours, self._targets),
         )
 
     def _wait_or_give_up(self, error: Exception, broken: int) -> None:
         if broken > BROKEN_MAX:
+            self._tell(f"{broken} legs in a row broke; {self._hint}")
             raise error
         wait_s = min(2.0**broken, _PAUSE_MAX_S)
         self._tell(f"this leg broke: {error}; another begins in {wait_s:g} s ({broken} of {BROKEN_MAX} in a row)")

@@ -19,12 +19,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventcore_lab.lab.database import Lab
-from eventcore_lab.monitor import channels, delivery
+from eventcore_lab.monitor import channels, delivery, messages
+from eventcore_lab.monitor.beside import try_out
 from eventcore_lab.monitor.channels import STUCK_MAX, Channel, NotDelivered, channels_of
 from eventcore_lab.monitor.delivery import MINUTE_S, Delivery, Pace
 from eventcore_lab.monitor.facts import Alert
 from eventcore_lab.monitor.history import History
-from eventcore_lab.monitor.messages import Message, message_of, plain, summary_of
+from eventcore_lab.monitor.messages import Message, kind_of, message_of, plain, summary_of, title_of
+from eventcore_lab.schema import ExitCode
 from eventcore_lab.spec import UsageError
 
 T = 1_800_000_000.0
@@ -168,15 +170,18 @@ class Told:
         return self._queue.get(timeout=PATIENCE_S)
 
 
-def test_a_webhook_is_given_the_alert(serve: Callable[..., Service]) -> None:
+def test_a_webhook_is_given_the_alert(serve: Callable[..., Service], monkeypatch: pytest.MonkeyPatch) -> None:
     service, told = serve(works), Told()
     made = Delivery(["env:HOOK"], results=told)
-    made.send(alert(73, detail="fired 2 more times since it was last told of"))
+    monkeypatch.setattr(messages.socket, "gethostname", lambda: "h" * 200)
+    about = "store memory, workload orders; window 30 s"
+    made.send(alert(73, detail="fired 2 more times since it was last told of", about=about))
     assert told.next() == ("env:HOOK", "delivered")
     [body] = service.bodies(1)
     assert body["title"] == "EventCore performance alert: high_latency is firing (critical)"
-    text, detail, since, run = body["message"].split("\n")
-    assert (text, detail, run) == ("p95 is 73 ms", "fired 2 more times since it was last told of", "run r1")
+    text, detail, since, about, run = body["message"].split("\n")
+    assert (text, detail) == ("p95 is 73 ms", "fired 2 more times since it was last told of")
+    assert (about, run) == ("store memory, workload orders; window 30 s", f"run r1, host {'h' * 59}…")
     assert since.startswith("since 20") and body["type"] == "failure"
     assert made.close() == 0
     assert made.counts == {"env:HOOK": {"delivered": 1, "failed": 0, "dropped": 0}}
@@ -189,6 +194,7 @@ def test_services_are_told_what_fires_and_resolves_and_the_terminal_of_every_cha
     made = Delivery(["env:HOOK"], tell=lines.append)
     for k, state in enumerate(("pending", "firing", "silenced", "resolved")):
         made.send(alert(k, state))
+    made.send(alert(4, "unwatched"))
     made.send(alert(9, "resolved", detail="nobody was told of it"))
     assert made.close(PATIENCE_S) == 0
     assert [" ".join(line.split()[3:5]) for line in lines] == [
@@ -196,10 +202,11 @@ def test_services_are_told_what_fires_and_resolves_and_the_terminal_of_every_cha
         "critical firing:",
         "critical silenced:",
         "critical resolved:",
+        "critical unwatched:",
         "critical resolved:",
     ]
     said = "\n".join(body["title"] + body["message"] for body in service.bodies(service.count))
-    assert "p95 is 1 ms" in said and "p95 is 3 ms" in said
+    assert all(f"p95 is {k} ms" in said for k in (1, 3, 4))
     assert not any(f"p95 is {k} ms" in said for k in (0, 2, 9))
 
 
@@ -248,6 +255,66 @@ def test_tries_are_counted_and_the_kind_of_failure_is_said(
     assert service.count <= 6 and sum(t.name == TRY for t in threading.enumerate()) <= STUCK_MAX
     assert made.counts["env:HOOK"]["failed"] == 3
     made.close()
+
+
+@pytest.mark.parametrize(
+    ("states", "kind"),
+    [
+        (("firing",), "failure"),
+        (("resolved",), "success"),
+        (("unwatched",), "info"),
+        (("resolved", "unwatched"), "info"),
+        (("unwatched", "firing"), "failure"),
+    ],
+)
+def test_only_what_is_resolved_is_a_success(states: tuple[str, ...], kind: str) -> None:
+    assert kind_of([alert(k, state) for k, state in enumerate(states)]) == kind
+    title = title_of(alert(0, "unwatched"))
+    assert title == "EventCore performance alert: high_latency is no longer watched (critical)"
+
+
+def test_what_did_not_reach_is_told_until_something_does(serve: Callable[..., Service]) -> None:
+    service, told, notes = serve(fails_twice), Told(), list[str]()
+    made = Delivery(["env:HOOK"], tries=2, note=notes.append, results=told)
+    made.send(alert(0))
+    why = "after 2 tries: it answered 500"
+    assert told.next() == ("env:HOOK", f"failed {why}")
+    assert notes == [f"alert not delivered to env:HOOK {why}"]
+    assert made.troubles == [f"alerts do not reach env:HOOK: failed {why}"]
+    [mark] = made.taken_marks()
+    assert (mark.name, mark.detail) == ("alert not delivered", f"high_latency (firing) to env:HOOK {why}")
+    made.send(alert(1))
+    assert told.next() == ("env:HOOK", "delivered")
+    assert (made.troubles, made.taken_marks(), len(notes)) == ([], (), 1)
+    assert service.count == 3
+    made.close()
+
+
+def test_a_terminal_that_went_away_ends_no_channel(serve: Callable[..., Service]) -> None:
+    serve(fails_twice)
+    told = Told()
+    made = Delivery(["env:HOOK"], tries=1, note=lambda _: 1 / 0, results=told)  # type: ignore[arg-type, return-value]
+    for k in range(3):
+        made.send(alert(k))
+    assert [told.next()[1] for _ in range(3)][-1] == "delivered"
+    made.close()
+
+
+def test_a_trial_says_of_every_service_what_became_of_it(
+    serve: Callable[..., Service], capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, _ = serve(works, "GOOD"), serve(fails, "BAD")
+    assert try_out(["env:GOOD"]) == ExitCode.PASS
+    assert try_out(["env:BAD", "env:GOOD"]) == ExitCode.BROKEN
+    assert capsys.readouterr().out.splitlines() == [
+        "env:GOOD: delivered",
+        "env:BAD: not delivered: it answered 500",
+        "env:GOOD: delivered",
+    ]
+    first, second = good.bodies(2)
+    assert first == second and first["title"] == "EventCore performance alerts: a test"
+    with pytest.raises(UsageError, match="add --notify env:NAME"):
+        try_out([])
 
 
 def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:

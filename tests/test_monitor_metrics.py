@@ -81,6 +81,16 @@ def families(state: State, now: float = T0 + 10, **facts: object) -> dict[str, M
     return {family.name: family for family in openmetrics_families(text)}
 
 
+def test_what_became_of_telling_alerts_is_counted_by_service() -> None:
+    counts = {"env:HOOK": {"delivered": 2, "failed": 1, "dropped": 0}, "env:HOOKS 2": {"delivered": 0}}
+    found = families(State(), deliveries=counts)
+    name = "eventcore_lab_alert_deliveries_total"
+    assert value(found, name, channel="env:HOOK", result="failed") == 1
+    assert value(found, name, channel="env:HOOK", result="delivered") == 2
+    assert value(found, name, channel="env:HOOKS 2", result="delivered") == 0
+    assert "eventcore_lab_alert_deliveries" not in families(State())
+
+
 def value(found: dict[str, Metric], sample: str, **labels: str) -> float:
     values = [s.value for f in found.values() for s in f.samples if s.name == sample and s.labels == labels]
     assert len(values) == 1, (sample, labels, values)

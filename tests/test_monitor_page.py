@@ -335,6 +335,15 @@ def test_of_a_store_that_is_only_observed_it_shows_what_that_tells(tab: Tab, rep
 
 
 @needs_chromium
+def test_an_observed_store_that_rests_is_drawn_and_one_just_found_is_waited_for(tab: Tab, replay: Replay) -> None:
+    resting = [second(BEGAN + n, gauges={"store.events_total": 500.0}) for n in range(30)]
+    shown(tab, replay, of_observed(seconds=resting))
+    assert text(tab, "#chart-throughput .legend") == "events\n0/s"
+    shown(tab, replay, of_observed(seconds=[second(BEGAN + n) for n in range(3)]))
+    assert "Waiting for the first second: throughput, connections, wait events, lag." in text(tab, "#unrecorded")
+
+
+@needs_chromium
 def test_what_nobody_could_look_at_is_no_figure_but_its_age(tab: Tab, replay: Replay) -> None:
     said = of_observed()
     shown(tab, replay, said)

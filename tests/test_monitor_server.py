@@ -28,14 +28,15 @@ import pytest
 
 from eventcore_lab import cli
 from eventcore_lab.batch import run_notebooks
-from eventcore_lab.clock import NS_PER_S, now_ns, pause_s, three_clocks_ns
+from eventcore_lab.clock import NS_PER_S, now_ns, pause_s, sleep_s, three_clocks_ns
 from eventcore_lab.lab.database import Lab
 from eventcore_lab.lab.targets import Targets
-from eventcore_lab.monitor import beside, server, watching
+from eventcore_lab.monitor import beside, delivery, process, server, watching
 from eventcore_lab.monitor.access import Access, is_foreign, is_loopback
 from eventcore_lab.monitor.beside import Beside, live
 from eventcore_lab.monitor.facts import Alert, Gauge, Mark, News, Watched
 from eventcore_lab.monitor.health import Watch, health
+from eventcore_lab.monitor.metrics import TEXT
 from eventcore_lab.monitor.process import Order
 from eventcore_lab.monitor.server import Server
 from eventcore_lab.monitor.state import State
@@ -559,7 +560,7 @@ async def test_a_proxy_that_speaks_http_1_0_gets_the_stream_without_chunks() -> 
 
 
 async def test_a_password_in_the_text_of_an_error_or_a_mark_goes_no_further() -> None:
-    text = "no: postgresql://me:planted1@host/db, password=planted2 PASSWORD = planted3; ftp://h/p; x://u:a\"planted4@h"
+    text = 'no: postgresql://me:planted1@host/db, password=planted2 PASSWORD = planted3; ftp://h/p; x://u:a"planted4@h'
     async with served() as (made, source):
         source.error = text
         source.watched = msgspec.structs.replace(RUN, title=text, row={"store": text})
@@ -733,6 +734,99 @@ def test_nothing_says_the_password_of_a_store_that_cannot_be_reached(
         assert "planted" not in said and '"status":"observed"' in events
     finally:
         made.end()
+
+
+class Heard:
+    """What a monitor says, as (event, text)."""
+
+    def __init__(self) -> None:
+        self.all: list[tuple[str, str]] = []
+
+    def __call__(self, event: str, **facts: Any) -> None:
+        self.all.append((event, str(facts.get("text", ""))))
+
+    def texts(self, event: str) -> list[str]:
+        return [text for name, text in self.all if name == event]
+
+
+ALWAYS = '[[rules]]\nname = "p50 bad"\nexpect = "p50 < 1ms"\nfor_s = 0\n'
+
+
+@asynccontextmanager
+async def firing(tmp_path: Path, heard: Heard, **order: Any) -> AsyncIterator[tuple[process.Monitor, Source]]:
+    """A monitor of which an alert fires, and its source; after the block it ends."""
+    (tmp_path / "rules.toml").write_text(ALWAYS)
+    given = {"lab": str(tmp_path / "lab.duckdb"), "alerts": str(tmp_path / "rules.toml"), "port": 0}
+    made, source = process.Monitor(process.Order(**given | order), heard), Source()
+    made._watching.source, made._watching.clock = source, lambda: source.now
+    running = asyncio.ensure_future(made.run())
+    for _ in range(3000):
+        await sleep_s(0.01)
+        if any(" firing: p50 bad" in text for text in heard.texts("alert")):
+            break
+    yield made, source
+    made.ended.set()
+    await running
+
+
+async def test_what_fires_when_the_monitor_ends_is_said_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "BEAT_S", 0.01)
+    heard = Heard()
+    async with firing(tmp_path, heard):
+        pass
+    last = heard.texts("alert")[-1]
+    assert "unwatched: p50 bad: the monitor ends; p50 bad was still firing; p50 was 2 ms, limit < 1 ms" in last
+    assert Lab(tmp_path / "lab.duckdb").alerts()["state"].to_list() == ["firing", "unwatched"]
+
+
+async def test_beside_a_run_that_ended_just_now_it_looks_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "BEAT_S", 0.01)
+    heard = Heard()
+    async with firing(tmp_path, heard, is_beside=True) as (_, source):
+        source.watched = msgspec.structs.replace(RUN, status="complete")
+    assert "resolved: p50 bad: the load ended while p50 was 2 ms" in heard.texts("alert")[-1]
+
+
+async def test_an_alert_that_reached_nobody_is_told_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "BEAT_S", 0.01)
+    monkeypatch.setattr(delivery, "BACKOFF_S", 0.01)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HOOK", f"json://127.0.0.1:{closed.getsockname()[1]}/{TOKEN}")
+        heard = Heard()
+        async with firing(tmp_path, heard, notify=("env:HOOK",)) as (made, _):
+            for _ in range(3000):
+                await sleep_s(0.01)
+                if any(mark.name == "alert not delivered" for mark in made._watching.state.marks):
+                    break
+            why = "env:HOOK after 3 tries: it could not be reached, or gave no answer"
+            assert heard.texts("note") == [f"alert not delivered to {why}"]
+            told = made._watching.health()
+            assert told.status == "degraded" and any("alerts do not reach env:HOOK" in r for r in told.reasons)
+            assert f"p50 bad (firing) to {why}" in made._watching.hello().decode()
+            counted = 'eventcore_lab_alert_deliveries_total{channel="env:HOOK",result="failed"} 1.0'
+            assert counted in made._watching.metrics(TEXT).decode()
+    assert TOKEN not in str(heard.all)
+
+
+def test_a_line_beside_a_run_and_alone_says_who_says_it(capsys: pytest.CaptureFixture[str]) -> None:
+    beside._line_of_an_alert({"event": "note", "text": "alert not\x1b delivered"})
+    beside._print("note", text="alert not\x1b delivered")
+    assert capsys.readouterr().out == "live: alert not� delivered\nmonitor: alert not� delivered\n"
+
+
+def test_a_trial_of_the_services_ends_with_what_became_of_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "add --notify env:NAME" in said(capsys, "monitor", "--test-notify")[2]
+    for outcome, expected in (("delivered", 0), ("not delivered: it answered 500", 4)):
+        monkeypatch.setattr(beside, "tried", lambda _, outcome=outcome: {"env:HOOK": outcome})
+        code, out, err = said(capsys, "monitor", "--notify", "env:HOOK", "--test-notify")
+        assert (code, out, err) == (expected, f"env:HOOK: {outcome}\n", "")
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

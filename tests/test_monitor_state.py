@@ -429,7 +429,8 @@ MANY = table(*(row(1000 + 2 * n, 5) for n in range(1500)))
     [
         ("p99 < 10ms", MANY, {}, ("pass", "")),
         ("p99 < 5ms", MANY, {}, ("fail", "")),
-        ("p99 < 10ms", MANY, {"is_closed_loop": True}, ("pass", "service time (closed loop)")),
+        ("p99 < 10ms", MANY, {"is_closed_loop": True}, ("inconclusive", "a closed loop shows service time; latency")),
+        ("p99 < 1ms", MANY, {"is_closed_loop": True}, ("inconclusive", "a closed loop shows service time; latency")),
         ("p99 < 10ms", MANY[:999], {}, ("inconclusive", "999 samples; p99 needs at least 1,000")),
         ("p99 < 10ms", table(), {}, ("inconclusive", "nothing yet")),
         ("p99 < 10ms", MANY, {"status": "broken"}, ("inconclusive", "the run was broken")),

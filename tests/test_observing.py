@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eventcore_lab import cli
 from eventcore_lab.clock import NS_PER_S, now_ns
 from eventcore_lab.events import ANY, NewEvent, StoreUnreachable, StreamWrite, new_event_id, stream_id
 from eventcore_lab.monitor.observe import Observed
@@ -517,6 +519,76 @@ async def test_a_store_is_observed_by_the_name_of_its_variable(server: EmbeddedS
     assert values["probe", "server_cost_ms"] > 0
     assert {m.name for m in news.marks} == {"observed"} and len(news.rows) == len(news.waiting) == 0
     assert "host=" not in repr(news) and server.host not in repr(news)
+
+
+async def test_what_was_found_is_one_line_for_the_terminal(server: EmbeddedServer) -> None:
+    async with filled("env:SOME_DSN") as (_, place):
+        lines: list[str] = []
+        source = Observed(f"env:SOME_DSN,schema={place.address.schema}", lines.append)
+        await source.begin()
+        assert lines == [], "it is told with the look that is handed on"
+        first = await source.look()
+        await source.look()
+        await source.close()
+    [line] = lines
+    assert line.startswith(f"env:SOME_DSN: eventcore_lab's own event store in schema {place.address.schema} (")
+    assert line.endswith("events are told by the highest position, rolled back or not")
+    assert {m.name for m in first.marks} == {"observed"}
+
+
+async def test_a_schema_without_events_is_said_and_looked_at_all_the_same(server: EmbeddedServer) -> None:
+    lines: list[str] = []
+    async with connected(server.dsn) as admin:
+        await admin.execute('CREATE SCHEMA "Bare"')
+        source = Observed("env:SOME_DSN,schema=Bare", lines.append)
+        await source.begin()
+        news = await source.look()
+        await source.close()
+        await admin.execute('DROP SCHEMA "Bare"')
+    assert news.error == "" and news.gauges
+    told = "no event store that is known here in schema Bare: only what the server tells of itself"
+    assert lines == [f"env:SOME_DSN: {told}"]
+
+
+def test_a_schema_that_is_not_there_is_a_mistake_with_one_line(
+    server: EmbeddedServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    order = ["--lab", str(tmp_path / "lab.duckdb"), "--port", "0", "--seconds", "0.1"]
+    monkeypatch.setattr("sys.argv", ["eventcore-lab", "monitor", "--store", "env:SOME_DSN,schema=nope", *order])
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert (done.value.code, out) == (2, "")
+    assert err == "eventcore-lab: store env:SOME_DSN: there is no schema 'nope' in it, but 'public'\n"
+
+
+def test_alone_it_says_what_it_observes_and_which_rules_are_in_vain(
+    server: EmbeddedServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    order = ["--lab", str(tmp_path / "lab.duckdb"), "--port", "0", "--seconds", "0.1"]
+    monkeypatch.setattr("sys.argv", ["eventcore-lab", "monitor", "--store", "env:SOME_DSN,schema=public", *order])
+    with pytest.raises(SystemExit):
+        cli.main()
+    out, err = capsys.readouterr()
+    _, vain, found = out.splitlines()
+    assert vain.startswith(
+        "monitor: rules 'low_throughput' (no commands_per_second is known), 'high_latency' (no latency"
+    )
+    assert found.startswith("monitor: env:SOME_DSN: no event store that is known here in schema public") and not err
+
+
+async def test_a_server_that_is_not_there_yet_is_no_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_DSN", "postgresql://me:hunter2@/there?host=/nowhere")
+    lines: list[str] = []
+    source = Observed("env:SOME_DSN,schema=nope", lines.append)
+    await source.begin()
+    for _ in range(2):
+        await source.look()
+    await source.close()
+    [line] = lines
+    assert (
+        line.startswith("env:SOME_DSN cannot be looked at yet: no PostgreSQL server answers") and "hunter2" not in line
+    )
 
 
 async def test_a_store_that_cannot_be_reached_is_an_error_and_no_exception(monkeypatch: pytest.MonkeyPatch) -> None:

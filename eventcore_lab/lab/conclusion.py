@@ -5,7 +5,7 @@ runs. Plain JSON, so that a later report can be held against it (baseline.py) an
     rows         one per judgement: kind (target, invariant, claim), topic, name, limit, measured (text), status, reason, run_id
     figures      name → value, low, high, unit, run_id, of: what was judged under its own name (a claim under its text), then
                  every other figure, of the run that most was judged by
-    runs         one per run judged: run_id, of, store, server, durability, cautions
+    runs         one per run judged, or that the verdict is about: run_id, of, store, server, durability, cautions
     environment  the machine and the versions, in few words
 A number that is not finite is null.
 """
@@ -43,7 +43,8 @@ Content = dict[str, Any]
 
 def content(verdict: Verdict, lab: Lab) -> Content:
     """`verdict` as the JSON described above. Runs that the Lab does not have are left out."""
-    runs = list(_runs(verdict, lab))
+    runs = list(_runs(_judged(verdict), lab))
+    beside = [run_id for run_id in verdict.runs if run_id not in {run.run_id for run in runs}]
     return {
         "status": verdict.status,
         "exit_code": int(verdict.exit_code),
@@ -51,7 +52,7 @@ def content(verdict: Verdict, lab: Lab) -> Content:
         "answer": printable(verdict.answer),  # it goes to terminals, too
         "rows": [_row(j) for j in verdict.judgements],
         "figures": _figures(verdict.judgements, runs),
-        "runs": [_facts(run) for run in runs],
+        "runs": [_facts(run) for run in (*runs, *_runs(beside, lab))],
         "environment": _environment(runs),
     }
 
@@ -81,12 +82,16 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _runs(verdict: Verdict, lab: Lab) -> Iterable[Run]:
+def _judged(verdict: Verdict) -> list[str]:
     """The runs that were judged: first those of targets, then of claims, then of invariants; of each the busiest first."""
     kinds = ("target", "claim", "invariant")
     judged = Counter((kinds.index(j.kind), j.run_id) for j in verdict.judgements if j.kind in kinds and j.run_id)
     ordered = sorted(judged, key=lambda key: (key[0], -judged[key]))
-    for run_id in list(dict.fromkeys(run_id for _, run_id in ordered))[:RUNS_MAX]:
+    return list(dict.fromkeys(run_id for _, run_id in ordered))[:RUNS_MAX]
+
+
+def _runs(run_ids: Iterable[str], lab: Lab) -> Iterable[Run]:
+    for run_id in run_ids:
         try:
             yield Run.of(lab, run_id)
         except UnknownRun:

@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -36,22 +37,36 @@ CARRIED_ON, CARRIED_ON_MAX_H = 3.0, 24.0
 """A slope is carried on for so many times what was seen, and at most for so many hours."""
 LEVEL_SHARE = 0.25
 """Where it is now: the median of the last quarter of the blocks."""
-_LABEL = re.compile(r"soak (?P<id>[\w-]+) leg (?P<leg>\d+) of (?P<hours>[\d.e-]+) h\Z")
+SHORT_H = 1 / 6
+"""A soak shorter than this says nothing of hours."""
+_LABEL = re.compile(
+    r"soak (?P<id>[\w-]+) leg (?P<leg>\d+) of (?P<hours>[\d.e-]+) h(?: held to (?P<targets>.+))?", re.DOTALL
+)
 _JUDGED = ("p50", "p95", "p99", "memory")
 
-_IN_BLOCKS = """
+_HAS_LATENCY = "run_id = ? AND due_ns >= ? AND (outcome IN (0, 1, 3, 4, 5) OR outcome = 2 AND attempts > 1)"
+_COUNTED = f"SELECT count(*) AS n, count(*) FILTER (outcome <> 1) AS unwell FROM samples WHERE {_HAS_LATENCY}"
+_IN_BLOCKS = f"""
     SELECT block, count(*) AS n, quantile_disc(ms, [0.5, 0.95, 0.99]) FILTER (outcome <> 3) AS ps,
            max(ms) FILTER (outcome <> 3) AS worst, count(*) FILTER (outcome <> 1) AS unwell
     FROM (SELECT due_ns // ? AS block, outcome,
                  CASE WHEN outcome = 1 THEN (ended_ns - due_ns) / 1e6 ELSE 'inf'::DOUBLE END AS ms
-          FROM samples WHERE run_id = ? AND due_ns >= ?
-          AND (outcome IN (0, 1, 3, 4, 5) OR outcome = 2 AND attempts > 1))
+          FROM samples WHERE {_HAS_LATENCY})
     GROUP BY block ORDER BY block"""
 
 
-def label_of(soak_id: str, leg: int, hours: float) -> str:
+class Leg(NamedTuple):
+    """What the label of a leg says: whose it is, and how long and against which targets (may be empty) that soak is."""
+
+    soak_id: str
+    run_id: str
+    hours: float
+    targets: str
+
+
+def label_of(soak_id: str, leg: int, hours: float, targets: str = "") -> str:
     """What a leg of a soak of so many hours is labelled with; `Soak` finds it by that."""
-    return f"soak {soak_id} leg {leg} of {hours!r} h"
+    return f"soak {soak_id} leg {leg} of {hours!r} h" + (f" held to {targets}" if targets else "")
 
 
 class Slope(Struct, frozen=True):
@@ -81,6 +96,25 @@ class Slope(Struct, frozen=True):
         whole, early, lately = self.per_hour, self.early, self.lately
         return lately.low > 0 and (whole.low > 0 or early.low > 0 or lately.low > early.high)
 
+    @property
+    def growth(self) -> str:
+        """What of its growth is shown, in words."""
+        whole, lately = self.per_hour, self.lately
+        if self.grows:
+            return "shown"
+        if not (whole.has_interval and lately.has_interval):
+            return "too few blocks to tell"
+        if whole.low > 0:
+            return "not shown of the last half"
+        if lately.low > 0:
+            return "of the last half alone"
+        return "it falls" if whole.high < 0 else "not shown"
+
+    @property
+    def changes(self) -> bool:
+        """Whether an interval leaves zero out: that of the whole, or of the last half."""
+        return any(e.low > 0 or e.high < 0 for e in (self.per_hour, self.lately))
+
 
 class Soak:
     """The legs of a soak, in order, as the Lab has them. Raises UnknownRun where there are none of that id."""
@@ -90,16 +124,21 @@ class Soak:
         found = legs_of(lab, soak_id)
         if not found:
             raise UnknownRun(f"no soak {soak_id!r} in {lab.path}" if soak_id else f"no soak in {lab.path}")
-        self.lab, self.soak_id = lab, found[-1][0]
-        self.hours = found[-1][2]
-        self.legs = sorted(
-            (Run(lab, run_id) for of, run_id, _ in found if of == self.soak_id), key=lambda leg: leg.row["started_at"]
-        )
+        self.lab = lab
+        self.soak_id, _, self.hours, self.targets = found[-1]
+        runs = (Run(lab, leg.run_id) for leg in found if leg.soak_id == self.soak_id)
+        self.legs = sorted(runs, key=lambda leg: leg.row["started_at"])
 
     @property
     def done_h(self) -> float:
         """How much of the time was measured, warm-ups aside."""
         return sum(_measured_s(leg) for leg in self.legs) / 3600
+
+    @cached_property
+    def operations(self) -> tuple[int, int]:
+        """How many were due after the warm-ups, and how many of those were not ok."""
+        n, unwell = zip(*(self.lab.sql(_COUNTED, [leg.run_id, leg.warmup_ns]).row(0) for leg in self.legs), strict=True)
+        return sum(n), sum(unwell)
 
     @cached_property
     def blocks(self) -> pl.DataFrame:
@@ -169,8 +208,9 @@ class Soak:
         drifts = [j for name in _JUDGED for j in self._drifts(name, targets, longest.run_id)]
         broken = [_broke(n, leg) for n, leg in enumerate(self.legs, 1) if leg.row["status"] == "broken"]
         judgements = *judged.judgements, *drifts, *broken
-        verdict = Verdict(f"soak of {spoken(self.done_h)}, {targets.name} targets", judgements)
-        return Verdict(verdict.title, verdict.judgements, self._answer(verdict))
+        verdict = Verdict(f"soak of {spoken(self.done_h)}, {targets.title}", judgements)
+        of = tuple(leg.run_id for leg in self.legs)
+        return msgspec.structs.replace(verdict, answer=self._answer(verdict), runs=of)
 
     def _drifts(self, name: str, targets: Targets, run_id: str) -> Sequence[Judgement]:
         thresholds = [t for t in targets.thresholds if t.name == name and t.is_max]
@@ -178,20 +218,40 @@ class Soak:
         return [_carried_on(s, t, run_id) for t in thresholds for s in slopes]
 
     def _answer(self, verdict: Verdict) -> str:
-        operations = f"{int(self.blocks['n'].sum()):,}" if len(self.blocks) else "no"
-        drifting = [j for j in verdict.targets if j.unit.endswith("/h") and j.status == "fail"]
-        growing = [s for s in self.slopes.values() if s.grows]
-        legs = f" in {len(self.legs)} legs" if len(self.legs) > 1 else ""
-        unwell, count = int(self.blocks["unwell"].sum()), int(self.blocks["n"].sum())
-        share = f", {unwell:,} of which ({percent(unwell / count)}) failed or had no answer," if unwell else ""
-        took = f"{self.legs[0].row['store']} took {operations} operations{share}"
-        text = f"{took} over {spoken(self.done_h)}{legs}{self._unread()}"
+        """What it came to, with every change whose interval leaves zero out."""
+        judged = {j.name.removesuffix(", growth"): j for j in verdict.targets if j.unit.endswith("/h")}
+        drifting = [j for j in judged.values() if j.status == "fail"]
+        growing = [s for s in self.slopes.values() if s.grows and judged.get(s.name) not in drifting]
+        changed = [f"{s.name} {_told(s)} ({s.growth})" for s in self.slopes.values() if s.changes and not s.grows]
+        said = [self._took()]
         if drifting:
-            return f"{text}, and does not stay as it is: " + "; ".join(f"{j.name} {j.shown}" for j in drifting) + "."
+            said[0] += ", and does not stay as it is: " + "; ".join(f"{j.name} {j.shown}" for j in drifting)
+        elif not growing and not changed:
+            said[0] += self._nothing_grew()
         if growing:
-            told = "; ".join(f"{s.name} {_told(s)}" for s in growing)
-            return f"{text}; what grows does not reach a limit within {spoken(growing[0].carried_on_h)} more: {told}."
-        return f"{text}, and no growth of latency or memory was shown."
+            is_far = all(s.name in judged and judged[s.name].status == "pass" for s in growing)
+            far = f"; no limit is reached within {spoken(growing[0].carried_on_h)} more" if is_far else ""
+            said.append("Growth was shown: " + "; ".join(f"{s.name} {_told(s)}" for s in growing) + far)
+        if changed:
+            said.append("Growth that goes on was not shown, but " + "; ".join(changed))
+        if self.done_h < SHORT_H and len(said) > 1:
+            said.append("Slopes of minutes are no slopes of hours")
+        return ". ".join(said) + "."
+
+    def _took(self) -> str:
+        count, unwell = self.operations
+        legs = f" in {len(self.legs)} legs" if len(self.legs) > 1 else ""
+        share = f", {unwell:,} of which ({percent(unwell / count)}) failed or had no answer," if unwell else ""
+        took = f"{self.legs[0].row['store']} took {f'{count:,}' if count else 'no'} operations{share}"
+        return f"{took} over {spoken(self.done_h)}{legs}{self._unread()}"
+
+    def _nothing_grew(self) -> str:
+        if self.done_h < SHORT_H:
+            return ", too short to tell whether anything grows: slopes of minutes are no slopes of hours"
+        short = [s.name for s in self.slopes.values() if not (s.per_hour.has_interval and s.lately.has_interval)]
+        if short:
+            return f", with too few blocks of time to tell whether there is growth of {enumerated(short)}"
+        return ", and no growth of latency or memory was shown"
 
     def _unread(self) -> str:
         """Which legs ended before what they had stored was read back."""
@@ -213,18 +273,22 @@ class Soak:
                 _now(s),
                 _change(s.per_hour, s.unit),
                 _change(s.lately, s.unit),
-                "shown" if s.grows else "not shown",
+                s.growth,
             )
             for s in self.slopes.values()
         ]
         return Table(heads, rows)
 
 
-def legs_of(lab: Lab, soak_id: str = "") -> list[tuple[str, str, float]]:
-    """(soak, run, hours asked for) of every leg of a soak, or of all soaks, oldest first; the last is of the newest."""
+def legs_of(lab: Lab, soak_id: str = "") -> list[Leg]:
+    """Every leg of a soak, or of all soaks, oldest first; the last is of the newest."""
     rows = lab.sql("SELECT label, run_id FROM runs WHERE starts_with(label, 'soak ') ORDER BY run_id").iter_rows()
-    found = [(m["id"], run_id, float(m["hours"])) for label, run_id in rows if (m := _LABEL.match(label))]
-    return [leg for leg in found if not soak_id or leg[0] == soak_id]
+    found = [
+        Leg(m["id"], run_id, float(m["hours"]), m["targets"] or "")
+        for label, run_id in rows
+        if (m := _LABEL.fullmatch(label))
+    ]
+    return [leg for leg in found if not soak_id or leg.soak_id == soak_id]
 
 
 def _measured_s(leg: Run) -> float:
@@ -262,17 +326,22 @@ def _carried_on(slope: Slope, threshold: Threshold, run_id: str) -> Judgement:
     limit = f"{threshold} in {spoken(hours)} more"
     allowed = (threshold.limit - slope.level) / hours if hours else math.nan
     now = f"now {_now(slope)}"
-    if not (e.has_interval and lately.has_interval):
-        status, reason = "inconclusive", "too few blocks of time for an interval; run it longer"
+    half = f"{now}; over the last half it changes by {_change(lately, slope.unit)} per hour"
+    reach = f"{half}; {_signed(allowed)} {slope.unit} per hour would reach the limit"
+    if math.isnan(slope.level):
+        status, reason = "inconclusive", "nothing was recorded to measure it from"
+    elif not (e.has_interval and lately.has_interval):
+        of = " of the last half" if e.has_interval else ""
+        status, reason = "inconclusive", f"{now}; too few blocks of time for an interval{of}; run it longer"
     elif allowed <= 0:
-        status, reason = "inconclusive", f"it is over the limit already, at {_now(slope)}"
+        status, reason = "inconclusive", f"{half}; it is over the limit already"
     elif slope.grows and max(e.low, lately.low) >= allowed:
         fastest = max(e, lately, key=lambda each: each.low)
-        status, reason = "fail", f"{now}; the limit is reached in {spoken(allowed / fastest.value * hours)}"
+        status, reason = "fail", f"{half}; the limit is reached in {spoken(allowed / fastest.value * hours)}"
     elif min(e.high, lately.high) < allowed and max(e.low, lately.low) < allowed:
-        status, reason = "pass", now
+        status, reason = "pass", reach
     else:
-        status, reason = "inconclusive", "the interval of the slope allows both; run it longer"
+        status, reason = "inconclusive", f"{reach}, which the intervals allow; run it longer"
     unit = f"{slope.unit}/h"
     return Judgement("target", f"{slope.name}, growth", limit, e.value, e.low, e.high, unit, status, reason, run_id)
 
@@ -286,7 +355,7 @@ def spoken(hours: float) -> str:
 def _told(slope: Slope) -> str:
     if math.isnan(slope.per_hour.value):
         return "not measured often enough to see it change"
-    no_interval = "" if slope.per_hour.has_interval else ", too few blocks for an interval"
+    no_interval = "" if slope.per_hour.has_interval else ", with too few blocks of time for an interval"
     return f"changes by {_change(slope.per_hour, slope.unit)} per hour{no_interval}"
 
 

@@ -166,11 +166,13 @@ class Judgement(Struct, frozen=True):
 
 
 class Verdict(Struct, frozen=True):
-    """What comes out of it all. `status`: violated before fail before inconclusive before pass."""
+    """What comes out of it all. `status`: violated before fail before inconclusive before pass. `runs`: ids of those that it is
+    about beside the ones its judgements name."""
 
     title: str
     judgements: tuple[Judgement, ...]
     answer: str = ""
+    runs: tuple[str, ...] = ()
 
     @property
     def status(self) -> str:

@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 
 from eventcore_lab.schema import SAMPLE_WORDS
 
-ROWS_PER_PART = 65_536
-"""What waits until there is so much of it: 4 MiB in memory, and not a file for every few rows."""
+ROWS_PER_PART = 16_384
+"""What waits until there is so much of it: 1 MiB in memory, and not a file for every few rows."""
 TAKEN = ".taken"
 """Beside the samples, with this for `.i64`: how many rows from the beginning are in parts, as text."""
 FILES_BYTES, SORTED_BYTES, LAB_BYTES = 220, 300, 40

@@ -10,8 +10,8 @@ delivery.py and kept by history.py. The course of a rule:
 
 A look that cannot be judged (it failed, or shows what was a while ago; nothing to compute the figure from, warming up, too few
 samples, everything that was offered was answered, a latency of a closed loop) is neither: it adds to no time, and a pending or
-firing rule stays as it is. A break of LOOK_GAP_MAX_S without a judged look begins the time anew. Whoever was told of `firing` is
-told of its end once: `resolved`, or `unwatched` where another run is followed, or the monitor ends, and nobody knows. Within
+firing rule stays as it is. A break of LOOK_GAP_MAX_S without a judged look begins the time anew. Whoever was told of `firing`
+is told of its end once: `resolved`, or `unwatched` where another run is followed, or the monitor ends, and nobody knows. Within
 `cooldown_s` of having been told, the same rule does not tell again, which `silenced` says once. If it still fires when that is
 over, it tells then.
 """
@@ -29,6 +29,7 @@ from eventcore_lab.monitor.rules import Rule as Rule
 from eventcore_lab.monitor.rules import rules_of as rules_of
 from eventcore_lab.monitor.state import State
 from eventcore_lab.monitor.window import OBSERVED
+from eventcore_lab.spec import shown
 
 LOOK_GAP_MAX_S = 30.0
 PENDING_EVERY_S = 60.0
@@ -58,8 +59,8 @@ def in_vain(rules: Sequence[Rule]) -> str:
     ending = "cannot be judged of a store that is only observed"
     if len(whys) == 1:
         [(name, why)] = whys
-        return f"rule {name!r} {ending} ({why}); it will never fire"
-    named = ", ".join(f"{name!r} ({why})" for name, why in whys)
+        return f"rule {shown(name)} {ending} ({why}); it will never fire"
+    named = ", ".join(f"{shown(name)} ({why})" for name, why in whys)
     return f"rules {named} {ending}; they will never fire"
 
 
@@ -136,7 +137,9 @@ class Alerts:
     def _step(self, course: _Course, now: float, state: State) -> list[Alert]:
         run_id = state.watched.run_id if state.watched is not None else ""
         found = []
-        if course.phase != "ok" and course.run_id != run_id:  # one that ends is seen to end before another is followed
+        if (
+            course.phase != "ok" and run_id and course.run_id != run_id
+        ):  # one that ends is seen to end before another is followed
             found += self._unwatched(course, now, ANOTHER_RUN)
         elif course.phase != "ok" and is_over(state):
             found += self._resolved(course, now, THE_LOAD_ENDED)
@@ -207,7 +210,8 @@ class Alerts:
     def _unwatched(self, course: _Course, now: float, why: str) -> list[Alert]:
         """The end of looking at it, of which nobody knows how it goes on."""
         threshold = course.rule.threshold
-        return self._over(course, now, "unwatched", f"{why}; {threshold.name} {said(course, 'was')}, limit {threshold}", "")
+        text = f"{why}; {threshold.name} {said(course, 'was')}, limit {threshold}"
+        return self._over(course, now, "unwatched", text, "")
 
     def _over(self, course: _Course, now: float, state: str, text: str, detail: str) -> list[Alert]:
         is_told, is_shown = course.is_told, course.is_told or course.is_silenced

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from threading import Condition, Thread
 
 from eventcore_lab.clock import NS_PER_S, now_ns, three_clocks_ns
@@ -159,7 +160,9 @@ class _Lane:
         self.trouble = f"alerts do not reach {self.name}: {outcome}" if is_lost else ""
         if is_lost and self._lost is not None:
             self._lost(self.name, outcome, alerts)
-        for alert in alerts if self._results is not None else ():
+        if self._results is None:
+            return
+        for alert in alerts:
             try:
                 self._results(alert, self.name, outcome)
             except Exception as error:
@@ -240,7 +243,8 @@ class Delivery:
         named = ", ".join(dict.fromkeys(f"{plain(a.name, 60)} ({a.state})" for a in alerts[-3:]))
         self._marks.append(Mark(three_clocks_ns()[1] / NS_PER_S, "alert not delivered", f"{named} to {told}"))
         if self._note is not None:
-            self._note(f"{what} not delivered to {told}")
+            with suppress(Exception):  # a terminal that went away ends no lane
+                self._note(f"{what} not delivered to {told}")
 
     def send(self, alert: Alert) -> None:
         """Have it told; returns at once."""

@@ -1,4 +1,5 @@
-"""Targets held to the sliding window: as lab.targets compares, but for one value that has no interval.
+"""Targets held to the sliding window: as lab.targets compares, but for one value that has no interval; and percentiles
+of a closed loop are not judged, for while it goes on nobody reads beside them that they are no latency.
 
 A window is one look at what goes on: it tells that a limit is crossed now, where a verdict tells what the run has shown.
 """

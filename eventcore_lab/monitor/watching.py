@@ -43,8 +43,8 @@ def unix_s() -> float:
 
 class Watching:
     """What the monitor knows now, and the beat that renews it. `tell` is given every change of an alert and must return at
-    once; `is_held` says whether a live process holds the folder of a run; `troubles` what else is amiss, a line each; `marks` gives
-    what was not told before of what happened beside the looking; `deliveries` see metrics.Own."""
+    once; `is_held` says whether a live process holds the folder of a run; `troubles` what else is amiss, a line each; `marks`
+    gives what was not told before of what happened beside the looking; `deliveries` see metrics.Own."""
 
     def __init__(
         self,

@@ -128,7 +128,7 @@ const CHARTS = [
     title: "Throughput",
     group: "throughput",
     unit: "rate",
-    isTold: (h) => h.hasEnded || h.columns.events.some((v) => v > 0),
+    isTold: (h) => h.hasEnded || h.series.has(STORE_EVENTS) || h.columns.events.some((v) => v > 0),
     limits: [
       ["commands_per_second", "operations", 1],
       ["events_per_second", "events", 1],

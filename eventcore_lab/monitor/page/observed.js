@@ -2,7 +2,7 @@
 
 const UNTOLD = "a store that is only observed does not tell it"; // judging.UNTOLD, by which such targets are known
 const UNTELLABLE = ["latency", "heat map", "outcomes", "waiting operations", "memory", "CPU"];
-const FIRST_S = 2;
+const FIRST_S = 3;
 const isObserved = (watched) => watched?.status === "observed";
 const isUntold = (h) => h.status === "inconclusive" && h.reason === UNTOLD;
 
@@ -149,12 +149,12 @@ function absentSaid(missing, { watched, now }, history) {
     const rest = all.filter((name) => !UNTELLABLE.includes(name));
     return [
       list(untold, "A store that is only observed does not tell it"),
-      list(rest, history.count < FIRST_S ? "Waiting for the first second" : "Not recorded"),
+      list(rest, history.count <= FIRST_S ? "Waiting for the first second" : "Not recorded"),
     ]
       .filter(Boolean)
       .join(" ");
   }
   const isComing = ["preparing", "loading"].includes(watched?.status);
-  const isEarly = isComing && (!history.hasEnded || !(now - watched.began > FIRST_S + 1));
+  const isEarly = isComing && (!history.hasEnded || !(now - watched.began > FIRST_S));
   return list(all, isEarly ? "Waiting for the first second" : "Not recorded");
 }
