@@ -229,6 +229,8 @@ def test_what_fails_at_first_is_tried_again(serve: Callable[..., Service]) -> No
     made.close()
 
 
+# The exception that ends a try may reach its thread while it frees something, where Python can only tell of it.
+@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     ("behaviour", "why"),
     [

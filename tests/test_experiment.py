@@ -486,8 +486,8 @@ def bookings(seed: int, *, batch: int = 2):
     "Appends of two."
     return workloads.make(f"write_events:batch={batch}", seed=seed)
 
-@pacers.register("hourly")
-def hourly(*, rate: float = 3600.0):
+@pacers.register("by_the_hour")
+def by_the_hour(*, rate: float = 3600.0):
     "So many an hour."
     return Constant(rate / 3600)
 
@@ -501,7 +501,7 @@ def together(inner):
 def test_a_run_knows_what_was_registered_in_a_module_of_ones_own(lab: Lab, written: Callable[[str, str], Any]) -> None:
     written("own_bookings", OWN)
     e = Experiment(
-        store="together(sqlite)", workload="bookings", pacer="hourly:rate=720000", duration_s=0.3, warmup_s=0
+        store="together(sqlite)", workload="bookings", pacer="by_the_hour:rate=720000", duration_s=0.3, warmup_s=0
     )
     assert e.modules >= {"own_bookings", "eventcore_lab.stores.sqlite"}
     found = run(e, lab, Quiet())

@@ -219,21 +219,22 @@ class Soak:
 
     def _answer(self, verdict: Verdict) -> str:
         """What it came to, with every change whose interval leaves zero out."""
-        judged = {j.name.removesuffix(", growth"): j for j in verdict.targets if j.unit.endswith("/h")}
-        drifting = [j for j in judged.values() if j.status == "fail"]
-        growing = [s for s in self.slopes.values() if s.grows and judged.get(s.name) not in drifting]
-        changed = [f"{s.name} {_told(s)} ({s.growth})" for s in self.slopes.values() if s.changes and not s.grows]
+        judged = {j.name.removesuffix(", growth"): j.status for j in verdict.targets if j.unit.endswith("/h")}
+        drifting = [s for s in self.slopes.values() if judged.get(s.name) == "fail"]
+        growing = [s for s in self.slopes.values() if s.grows and s not in drifting]
+        changed = [s for s in self.slopes.values() if s.changes and not s.grows]
         said = [self._took()]
         if drifting:
-            said[0] += ", and does not stay as it is: " + "; ".join(f"{j.name} {j.shown}" for j in drifting)
+            said[0] += f", and does not stay as it is: {_all_told(drifting)}"
         elif not growing and not changed:
             said[0] += self._nothing_grew()
         if growing:
-            is_far = all(s.name in judged and judged[s.name].status == "pass" for s in growing)
+            is_far = {judged.get(s.name) for s in growing} == {"pass"}
             far = f"; no limit is reached within {spoken(growing[0].carried_on_h)} more" if is_far else ""
-            said.append("Growth was shown: " + "; ".join(f"{s.name} {_told(s)}" for s in growing) + far)
+            said.append(f"Growth was shown: {_all_told(growing)}{far}")
         if changed:
-            said.append("Growth that goes on was not shown, but " + "; ".join(changed))
+            told = "; ".join(f"{s.name} {_told(s)} ({s.growth})" for s in changed)
+            said.append(f"Growth that goes on was not shown, but {told}")
         if self.done_h < SHORT_H and len(said) > 1:
             said.append("Slopes of minutes are no slopes of hours")
         return ". ".join(said) + "."
@@ -261,7 +262,7 @@ class Soak:
 
     def told(self) -> str:
         """One line per slope, for a terminal."""
-        return "\n".join(f"{s.name}: now {_now(s)}, {_told(s)}" for s in self.slopes.values())
+        return "\n".join(f"{s.name}: now {_now(s)}, {_told(s)}; growth: {s.growth}" for s in self.slopes.values())
 
     def table(self) -> Table:
         """One row per slope: the figure, now (the median of the last quarter), its change per hour in all and in the last
@@ -352,11 +353,20 @@ def spoken(hours: float) -> str:
     return f"{size:,.3g} {unit}" if size < 1000 else f"{size:,.0f} {unit}"
 
 
+def _all_told(slopes: Sequence[Slope]) -> str:
+    return "; ".join(f"{s.name} {_told(s)}" for s in slopes)
+
+
 def _told(slope: Slope) -> str:
-    if math.isnan(slope.per_hour.value):
+    """How it changes: over all the time, or over the last half where only that leaves zero out."""
+    e, lately = slope.per_hour, slope.lately
+    if math.isnan(e.value):
         return "not measured often enough to see it change"
-    no_interval = "" if slope.per_hour.has_interval else ", with too few blocks of time for an interval"
-    return f"changes by {_change(slope.per_hour, slope.unit)} per hour{no_interval}"
+    is_late = slope.changes and not (e.low > 0 or e.high < 0)
+    over = (
+        " over the last half" if is_late else "" if e.has_interval else ", with too few blocks of time for an interval"
+    )
+    return f"changes by {_change(lately if is_late else e, slope.unit)} per hour{over}"
 
 
 def _change(e: stats.Estimate, unit: str) -> str:

@@ -31,7 +31,7 @@ from eventcore_lab.monitor.facts import Alert, Source
 from eventcore_lab.monitor.history import History
 from eventcore_lab.monitor.server import Server
 from eventcore_lab.monitor.state import State
-from eventcore_lab.monitor.watching import Watching, unix_s
+from eventcore_lab.monitor.watching import Watching
 from eventcore_lab.schema import LOCK_FILE
 from eventcore_lab.spec import UsageError, shown
 
@@ -130,7 +130,7 @@ class Monitor:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks, timeout=CLOSE_TIMEOUT_S)
-        self._changed(self._alerts.leave(unix_s()))
+        self._changed(self._alerts.leave(self._watching.clock()))
         await server.close()
         await asyncio.to_thread(self._delivery.close, CLOSE_TIMEOUT_S)
         await asyncio.to_thread(self._kept.close)
