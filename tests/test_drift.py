@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 
 from eventcore_lab.clock import NS_PER_S
+from eventcore_lab.lab.conclusion import content
 from eventcore_lab.lab.database import Lab, UnknownRun
-from eventcore_lab.lab.drift import BLOCKS, Soak, _carried_on, _slope, label_of
+from eventcore_lab.lab.drift import BLOCKS, Soak, _carried_on, _slope, _told, label_of
 from eventcore_lab.lab.measures import MIB
 from eventcore_lab.lab.stats import percentile
 from eventcore_lab.lab.steadiness import over_hours
@@ -40,6 +42,7 @@ def leg(
     operations: int = 24_000,
     status: str = "complete",
     server: tuple[tuple[float, float], ...] = (),
+    targets: str = "",
 ) -> str:
     """A run of `hours` whose latency, 4 ms with an exponential tail, and loader's memory grow so much per hour; between the
     hours of `outage` nothing was answered. `server`: points (hour, MiB) between which its server's memory grows steadily; at
@@ -50,7 +53,7 @@ def leg(
     total_ns = int(hours * HOUR_NS)
     row = {
         "run_id": folder.name,
-        "label": label_of(soak_id, number, of_h),
+        "label": label_of(soak_id, number, of_h, targets),
         "started_at": (BEGAN + timedelta(hours=begins_h)).isoformat(),
         "status": status,
         "store": "memory",
@@ -141,7 +144,65 @@ def test_memory_that_fills_up_and_stays_is_no_leak(lab: Lab) -> None:
     soak = Soak(lab, "s1")
     assert not soak.slopes["memory of the server"].grows
     assert judged(soak, "memory of the server") != "fail"
-    assert "memory of the server" not in soak.verdict(Targets.of("memory < 700MiB")).answer
+    answer = soak.verdict(Targets.of("memory < 700MiB")).answer
+    assert "does not stay" not in answer and "Growth was shown" not in answer
+
+
+def test_what_the_table_shows_to_change_the_answer_tells_as_well(lab: Lab) -> None:
+    leg(lab, 8, server=((0, 200), (4, 208), (8, 206)))
+    soak = Soak(lab, "s1")
+    assert soak.slopes["memory of the server"].per_hour.low > 0
+    answer = soak.verdict(Targets.of("memory < 2048MiB")).answer
+    assert "no growth" not in answer
+    assert "Growth that goes on was not shown, but memory of the server changes by +" in answer
+    assert "(not shown of the last half)" in answer
+
+
+def test_what_only_the_last_half_shows_is_told_with_its_interval() -> None:
+    rng, t_h = np.random.default_rng(3), np.linspace(0, 8, BLOCKS)
+    slope = _slope("p95", "ms", t_h, 10 + 4 * np.abs(t_h - 4) + rng.normal(size=BLOCKS))
+    assert slope.changes and not slope.per_hour.low > 0
+    assert _told(slope).endswith("per hour over the last half") and _told(slope).startswith("changes by +")
+
+
+def test_a_soak_of_minutes_says_nothing_of_hours(lab: Lab) -> None:
+    leg(lab, 0.05, soak_id="flat", of_h=0.05)
+    leg(lab, 0.05, soak_id="slower", of_h=0.05, ms_per_hour=100.0)
+    flat, slower = (Soak(lab, name).verdict(Targets.of("p95 < 50s")).answer for name in ("flat", "slower"))
+    assert "too short to tell" in flat and "no growth" not in flat
+    assert "Growth was shown: p50" in slower and "lopes of minutes are no slopes of hours" in slower
+
+
+@pytest.mark.parametrize(
+    ("name", "ms_per_hour", "status"), [("p95", 2.0, "fail"), ("p95", 0.0, "pass"), ("p95", 1.4, "inconclusive")]
+)
+def test_a_reason_says_what_it_rests_on(lab: Lab, name: str, ms_per_hour: float, status: str) -> None:
+    leg(lab, 8, ms_per_hour=ms_per_hour)
+    row = next(j for j in Soak(lab, "s1").verdict(Targets.of("p95 < 50ms")).targets if j.name == f"{name}, growth")
+    assert row.status == status, row
+    assert re.match(r"now [\d.]+ ms; over the last half it changes by [+−][\d.]+ ms \[.* – .*\] per hour; ", row.reason)
+
+
+def test_too_few_blocks_are_not_told_beside_an_interval() -> None:
+    t_h, limit = np.linspace(0, 8, 9), Threshold("p95", 50.0, is_max=True)
+    whole = _carried_on(_slope("p95", "ms", t_h, 10 + t_h % 3), limit, "")
+    assert not math.isnan(whole.low) and "too few blocks of time for an interval of the last half" in whole.reason
+    none = _carried_on(_slope("p95", "ms", t_h[:4], t_h[:4] % 3), limit, "")
+    assert math.isnan(none.low) and "too few blocks of time for an interval;" in none.reason
+
+
+def test_operations_are_counted_also_where_blocks_are_cut(lab: Lab) -> None:
+    leg(lab, 1.1 / 3600, operations=80)
+    soak = Soak(lab, "s1")
+    assert soak.blocks["n"].sum() < 80
+    assert "took 80 operations" in soak.verdict(Targets.production()).answer
+
+
+def test_a_report_lists_every_leg(lab: Lab) -> None:
+    for number in range(1, 4):
+        leg(lab, 2, number=number, begins_h=3.0 * number, seed=number, status="interrupted", operations=4_000)
+    kept = content(Soak(lab, "s1").verdict(Targets.of("p95 < 50ms")), lab)
+    assert sorted(run["run_id"] for run in kept["runs"]) == ["run-1-s1", "run-2-s1", "run-3-s1"]
 
 
 def test_a_leak_in_the_server_is_one_also_where_it_slows_or_quickens(lab: Lab) -> None:

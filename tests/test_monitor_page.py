@@ -368,6 +368,16 @@ def test_what_nobody_could_look_at_is_no_figure_but_its_age(tab: Tab, replay: Re
 
 
 @needs_chromium
+@pytest.mark.parametrize(("seconds", "span_s"), [(20, 60), (150, 151), (600, 300)])
+def test_of_what_began_a_moment_ago_as_much_is_drawn_as_there_is(
+    tab: Tab, replay: Replay, seconds: int, span_s: int
+) -> None:
+    chance = random.Random(31)
+    shown(tab, replay, hello([busy(BEGAN + s, chance) for s in range(seconds)]))
+    assert tab.value(STATE)["shownS"] == pytest.approx(span_s, abs=2)
+
+
+@needs_chromium
 def test_before_its_first_second_a_run_lacks_nothing(tab: Tab, replay: Replay) -> None:
     idle = [second(BEGAN - n) for n in (3, 2, 1)]
     for status, now in (("preparing", BEGAN), ("loading", BEGAN + 1.2)):

@@ -521,7 +521,8 @@ async def test_a_store_is_observed_by_the_name_of_its_variable(server: EmbeddedS
     assert "host=" not in repr(news) and server.host not in repr(news)
 
 
-async def test_what_was_found_is_one_line_for_the_terminal(server: EmbeddedServer) -> None:
+@pytest.mark.usefixtures("server")
+async def test_what_was_found_is_one_line_for_the_terminal() -> None:
     async with filled("env:SOME_DSN") as (_, place):
         lines: list[str] = []
         source = Observed(f"env:SOME_DSN,schema={place.address.schema}", lines.append)
@@ -550,8 +551,9 @@ async def test_a_schema_without_events_is_said_and_looked_at_all_the_same(server
     assert lines == [f"env:SOME_DSN: {told}"]
 
 
+@pytest.mark.usefixtures("server")
 def test_a_schema_that_is_not_there_is_a_mistake_with_one_line(
-    server: EmbeddedServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     order = ["--lab", str(tmp_path / "lab.duckdb"), "--port", "0", "--seconds", "0.1"]
     monkeypatch.setattr("sys.argv", ["eventcore-lab", "monitor", "--store", "env:SOME_DSN,schema=nope", *order])
@@ -562,8 +564,9 @@ def test_a_schema_that_is_not_there_is_a_mistake_with_one_line(
     assert err == "eventcore-lab: store env:SOME_DSN: there is no schema 'nope' in it, but 'public'\n"
 
 
+@pytest.mark.usefixtures("server")
 def test_alone_it_says_what_it_observes_and_which_rules_are_in_vain(
-    server: EmbeddedServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     order = ["--lab", str(tmp_path / "lab.duckdb"), "--port", "0", "--seconds", "0.1"]
     monkeypatch.setattr("sys.argv", ["eventcore-lab", "monitor", "--store", "env:SOME_DSN,schema=public", *order])

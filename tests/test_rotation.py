@@ -15,6 +15,7 @@ from uuid import UUID
 
 import msgspec
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -27,8 +28,10 @@ from eventcore_lab.events import (
     AppendResult,
     NewEvent,
     OutcomeUnknown,
+    StoredEvent,
     StoreError,
     StreamId,
+    StreamSlice,
     StreamWrite,
     VersionConflict,
 )
@@ -49,6 +52,7 @@ from eventcore_lab.stores.memory import Null
 from eventcore_lab.stores.protocol import Address, Place
 
 S = StreamId("s")
+STORED = StoredEvent(1, S, 1, UUID(int=7), "T", b"{}", b"")
 PLACE = Place(Address("x", "y"), durability="none")
 SLOW = [HealthCheck.function_scoped_fixture]
 
@@ -146,10 +150,37 @@ async def test_a_journal_keeps_so_many_appends_in_memory_and_no_more(tmp_path: P
     journal.write(tmp_path, 0)
 
 
+class Reading(Null):
+    """A store whose every stream is empty."""
+
+    async def read_stream(self, stream: StreamId, from_version: int = 1, limit: int | None = None) -> StreamSlice:
+        return StreamSlice(stream, 0)
+
+    async def read_streams(
+        self, streams: Sequence[StreamId], from_versions: Sequence[int] | None = None
+    ) -> list[StreamSlice]:
+        return [StreamSlice(stream, k, (STORED,) * k) for k, stream in enumerate(streams)]
+
+
+async def test_reads_leave_the_memory_too_and_all_of_them_are_evidence(tmp_path: Path) -> None:
+    found, most = list[dict[str, bytes]](), 0
+    for spool in (None, tmp_path):
+        journal = Journal(Reading(), spool)
+        for k in range(3_000):
+            await journal.read_stream(StreamId(f"s{k}"))
+            await journal.read_streams([StreamId(f"a{k}"), StreamId(f"b{k}")])
+            most = max(most, len(journal._reads), len(journal._joint)) if spool else 0
+        found.append(files_of(journal, tmp_path / f"of {spool is None}"))
+    assert found[0] == found[1]
+    assert most <= spill.AT_ONCE + 3
+    assert pq.read_metadata(tmp_path / "of False" / "reads-0.parquet").num_rows == 9_000
+
+
 async def test_a_disk_that_does_not_come_after_is_not_waited_for_and_nothing_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spill, "CHUNK_BYTES", 100)
+    monkeypatch.setattr(spill, "AT_ONCE", 16)
     listed = [(one(k), AppendResult((k,))) for k in range(4_000)]
     whole = await journalled(tmp_path / "whole", listed)
     comes_back, write = threading.Event(), spill.Spill._write

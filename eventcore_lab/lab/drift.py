@@ -235,7 +235,7 @@ class Soak:
         if changed:
             told = "; ".join(f"{s.name} {_told(s)} ({s.growth})" for s in changed)
             said.append(f"Growth that goes on was not shown, but {told}")
-        if self.done_h < SHORT_H and len(said) > 1:
+        if self.done_h < SHORT_H and (drifting or len(said) > 1):
             said.append("Slopes of minutes are no slopes of hours")
         return ". ".join(said) + "."
 

@@ -137,10 +137,8 @@ class Alerts:
     def _step(self, course: _Course, now: float, state: State) -> list[Alert]:
         run_id = state.watched.run_id if state.watched is not None else ""
         found = []
-        if (
-            course.phase != "ok" and run_id and course.run_id != run_id
-        ):  # one that ends is seen to end before another is followed
-            found += self._unwatched(course, now, ANOTHER_RUN)
+        if course.phase != "ok" and run_id and course.run_id != run_id:
+            found += self._unwatched(course, now, ANOTHER_RUN)  # had it ended, that would have been seen before
         elif course.phase != "ok" and is_over(state):
             found += self._resolved(course, now, THE_LOAD_ENDED)
         if is_over(state):

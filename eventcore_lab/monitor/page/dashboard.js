@@ -38,6 +38,8 @@ function fresh(list, more) {
     .filter((item) => !known.has(keyOf(item)) && known.add(keyOf(item)));
 }
 
+const SPAN_MIN_S = 60;
+
 class Dashboard {
   constructor() {
     Object.assign(this, {
@@ -217,7 +219,9 @@ class Dashboard {
     const { history } = this;
     const to = this.edge;
     if (!Number.isFinite(to)) return;
-    const from = to - this.minutes * 60;
+    // Of what began a moment ago as much as there is: a short run would be a sliver at the right.
+    const from = Math.max(to - this.minutes * 60, Math.min(this.history.first() - 2, to - SPAN_MIN_S));
+    this.shownS = to - from;
     const runs = [...this.runs.values()];
     const untold = new Set(this.told.held.filter(isUntold).map((h) => h.name));
     const view = {
@@ -376,6 +380,7 @@ class Dashboard {
       connection: this.stream.state,
       isPaused: this.isPaused,
       minutes: this.minutes,
+      shownS: this.shownS,
       nodes: document.getElementsByTagName("*").length,
     };
   }

@@ -38,6 +38,12 @@ class History {
     this.clear([]);
   }
 
+  // The oldest second there is; of none long ago.
+  first() {
+    const first = this.times.reduce((least, t) => (t < least ? t : least), Infinity);
+    return Number.isFinite(first) ? first : -Infinity;
+  }
+
   // `edges`: upper edges of the latency buckets, ms; above the last lies one more.
   clear(edges) {
     this.edges = Array.isArray(edges)
