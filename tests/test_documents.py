@@ -249,7 +249,7 @@ def without_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[S
     monkeypatch.setattr(batch, "size_of", lambda _: 2)
     monkeypatch.setattr(claims, "conformance", tries)
     monkeypatch.setattr(beside, "live", lambda *_, **__: nullcontext())
-    of_batch = [(batch, name) for name in ("_executed", "soak", "resumed")]
+    of_batch = [(batch, name) for name in ("_executed", "soak", "Soak")]
     for module, name in (*of_batch, (selftest, "selftest"), (machine, "examine"), (process.Monitor, "run")):
         monkeypatch.setattr(module, name, begins)
     for name in ("rerun", "Run"):

@@ -91,7 +91,7 @@ class Dashboard {
 
   second(data) {
     for (const alert of this._take(data)) {
-      if (alert.state === "firing" || alert.state === "resolved")
+      if (["firing", "resolved", "unwatched"].includes(alert.state))
         this.voice.say(`Alert ${alert.state}: ${plain(alert.name, 60)}. ${plain(alert.text, 120)}`);
     }
     this.schedule(false);

@@ -2,7 +2,13 @@
 
 const ROWS_MAX = 200;
 const SIGNS = { pass: "✓", fail: "✗", inconclusive: "?" };
-const STATES = { firing: "▲ firing", resolved: "✓ resolved", pending: "… pending", silenced: "– silenced" };
+const STATES = {
+  firing: "▲ firing",
+  resolved: "✓ resolved",
+  pending: "… pending",
+  silenced: "– silenced",
+  unwatched: "○ unwatched",
+};
 const SEVERITIES = { critical: "‼", warning: "!", info: "i" };
 const own = (object, name) => (object && Object.hasOwn(object, name) ? object[name] : undefined);
 
