@@ -553,7 +553,10 @@ async def test_registrations_run_on_a_store_that_keeps_nothing() -> None:
         ),
         ("write_events:payload_bytes=1000001", "payload_bytes must be 1 to 1000000, not 1000001"),
         ("write_events:batch=1000,payload_bytes=200000", "batch × payload_bytes must be 1 to 100000000, not 200000000"),
-        ("write_events:sizes=lognorml", r"unknown sizes 'lognorml': did you mean lognormal\? \(known: a histogram .*\)"),
+        (
+            "write_events:sizes=lognorml",
+            r"unknown sizes 'lognorml': did you mean lognormal\? \(known: a histogram .*\)",
+        ),
         ("write_events:sizes=constant/2", "sizes: constant has no width, so write sizes=constant, not 'constant/2'"),
         ("append:sizes=geometric/2", "sizes: geometric has no width"),
         (
