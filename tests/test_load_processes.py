@@ -20,11 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from eventcore_lab.listing import repeat
 from eventcore_lab.clock import now_ns, pause_s
 from eventcore_lab.experiment import Experiment, RunBroken, measuring
 from eventcore_lab.lab.database import Lab
 from eventcore_lab.lab.disturbances import cautions
+from eventcore_lab.listing import repeat
 from eventcore_lab.load.loaders import Loaded
 from eventcore_lab.load.worker import share
 from eventcore_lab.progress import Quiet, Tally

@@ -34,8 +34,8 @@ class Baseline(Struct, frozen=True):
 
     def against(self, conclusion: Mapping[str, Any]) -> dict[str, Any]:
         """How a conclusion compares, as JSON: `of`, and `rows`, one for each figure that both have: name, now, then (text),
-        ratio, low, high, change, of_now, of_then. `change` is `better`, `worse`, `no difference shown` or `no interval`, nothing
-        where neither way is better, and says so, without a ratio, where a closed loop stands against a rate."""
+        ratio, low, high, change, of_now, of_then. `change` is `better`, `worse`, `no difference shown` or `no interval`,
+        nothing where neither way is better, and says so, without a ratio, where a closed loop stands against a rate."""
         now = conclusion.get("figures") or {}
         names = [name for name in now if name in self.figures]
         return {"of": self.of, "rows": [_row(name, now[name], self.figures[name]) for name in names]}
