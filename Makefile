@@ -31,8 +31,9 @@ demo: $(STAMP) ## the main job on an embedded PostgreSQL: about a minute and a h
 	 case $$code in 0|1|3|5) echo "next: make lab opens JupyterLab on the notebooks; eventcore-lab run --help runs them with your own store";; \
 	 *) exit $$code;; esac
 
-test: check ## every test, after the checks
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4
+test: check ## every test, after the checks (one process more than cores: many tests wait)
+	@$(BIN)/python -m pytest --dist worksteal \
+	    -n $$($(BIN)/python -c 'import os; print(min(4, len(os.sched_getaffinity(0)) + 1) if hasattr(os, "sched_getaffinity") else 4)')
 
 check: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -150,7 +150,7 @@ BOOK = '[[notebooks]]\nnotebook = "00"\n'
         ("[[notebooks]]\nparameters = {}", '[[notebooks]] 1: notebook = "…" is missing'),
         (
             BOOK + '[[notebooks]]\nnotebook = "00-quik"',
-            "[[notebooks]] 2: unknown notebook '00-quik' (known: 00-quick, 01-slow)",
+            "[[notebooks]] 2: unknown notebook '00-quik': did you mean 00-quick? (known: 00-quick, 01-slow)",
         ),
         (BOOK + "parameter = {}", "did you mean parameters? (known: again, matrix, notebook, parameters)"),
         (BOOK + "parameters = 3", "parameters is not a table"),
