@@ -686,6 +686,7 @@ def test_a_notebook_has_the_page_in_a_frame_once(
 def test_a_process_of_its_own_listens_on_loopback_only_comes_last_and_ends_with_its_input(monitor: Beside) -> None:
     assert listening(monitor.pid) == {"127.0.0.1"}
     assert psutil.Process(monitor.pid).nice() >= 10
+    assert not hasattr(os, "SCHED_BATCH") or os.sched_getscheduler(monitor.pid) == os.SCHED_BATCH
     until(lambda: '"status":"ok"' in fetched(monitor.url.replace("dashboard", "health")), "health")
     os.kill(monitor.pid, signal.SIGINT)  # the terminal's Ctrl-C is for the run
     assert "eventcore_lab_up" in fetched(monitor.url.replace("dashboard", "metrics"))
