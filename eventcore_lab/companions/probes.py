@@ -70,6 +70,19 @@ async def _repeatedly(probe: _Probe, interval_s: float) -> None:
             memory_due_ns = now_ns() + probe.pause_ns(interval_s)
 
 
+def sources_of(by_worker: Sequence[Sequence[int]], server_pids: Pids, ours: set[int]) -> dict[str, Pids]:
+    """Whose memory and processor time are recorded: all load processes together, each of several, the server but for those of
+    its processes that only look (`ours`)."""
+    sources: dict[str, Pids] = {}
+    if by_worker:
+        sources["loader"] = lambda: [pid for pids in by_worker for pid in pids]
+    if len(by_worker) > 1:
+        sources |= {f"worker {n}": lambda pids=pids: pids for n, pids in enumerate(by_worker)}  # type: ignore[misc]
+    if server_pids():
+        sources[SHARING] = lambda: [pid for pid in server_pids() if pid not in ours]
+    return sources
+
+
 class _Probe:
     """Reads what a process or the machine has used since the last look; memory looks also renew the list of processes."""
 

@@ -23,7 +23,7 @@ from msgspec import Struct
 
 from eventcore_lab.clock import NS_PER_S, now_ns, repeated, sleep_s
 from eventcore_lab.companions.clocks import clocks
-from eventcore_lab.companions.probes import interval_of, resources
+from eventcore_lab.companions.probes import interval_of, resources, sources_of
 from eventcore_lab.companions.series import Series
 from eventcore_lab.companions.server import Watch, server
 from eventcore_lab.events import StoreError
@@ -325,7 +325,7 @@ class _Run:
             server(series, place.address) as self._server,
             resources(
                 series,
-                self._watched(loaders, place, self._server.pids),
+                sources_of(loaders.pids(), place.server_pids, self._server.pids),
                 interval_of(self.row["measured_ns"] / NS_PER_S),
             ),
         ):
@@ -358,18 +358,6 @@ class _Run:
         except TimeoutError:
             silent = ", ".join(loaders.silent)
             raise WorkerDied(f"{silent} did not end within {over_s:g} s after the last arrival was due") from None
-
-    def _watched(self, loaders: Loaders, place: Place, ours: set[int]) -> dict[str, Callable[[], list[int]]]:
-        """Whose memory and processor time are recorded: all load processes together, each of several, the server but for
-        those of its processes that only look (`ours`)."""
-        by_worker = loaders.pids()
-        sources: dict[str, Callable[[], list[int]]] = {}
-        if by_worker:
-            sources["loader"] = lambda: [pid for pids in by_worker for pid in pids]
-        if len(by_worker) > 1:
-            sources |= {f"worker {n}": lambda pids=pids: pids for n, pids in enumerate(by_worker)}  # type: ignore[misc]
-        served = {"server": lambda: [pid for pid in place.server_pids() if pid not in ours]}
-        return sources | (served if place.server_pids() else {})
 
     def _watching(self) -> AbstractAsyncContextManager[None]:
         """Tell the progress about new samples."""

@@ -48,7 +48,7 @@ def sweep(place: Path) -> None:
 
 def is_held(lock: Path) -> bool:
     """Whether somebody holds this lock, which may be another user's. Raises OSError when it cannot be seen."""
-    looked_at = os.open(lock, os.O_RDONLY)
+    looked_at = os.open(lock, os.O_RDONLY | os.O_NONBLOCK)  # whatever has that name
     try:
         # Shared, since two who look at once are not to take each other for its holder.
         fcntl.flock(looked_at, fcntl.LOCK_SH | fcntl.LOCK_NB)

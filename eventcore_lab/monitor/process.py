@@ -7,7 +7,6 @@ and ends when that input closes: its parent is gone. Secrets are never in the or
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import signal
@@ -24,6 +23,7 @@ from msgspec import Struct
 from eventcore_lab.clock import sleep_s
 from eventcore_lab.lab.database import Lab
 from eventcore_lab.lab.targets import Targets
+from eventcore_lab.load.folders import is_held
 from eventcore_lab.monitor.access import Access, is_loopback
 from eventcore_lab.monitor.alerts import Alerts, in_vain, rules_of
 from eventcore_lab.monitor.delivery import Delivery
@@ -212,16 +212,9 @@ class _Kept:
 def _is_held(lock: Path) -> bool | None:
     """Whether a live process holds this lock; None if there is no such file."""
     try:
-        descriptor = os.open(lock, os.O_RDONLY | os.O_NONBLOCK)  # whatever has that name
+        return is_held(lock)
     except OSError:
         return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
 
 
 async def monitored(order: Order, say: Say, is_child: bool = False) -> None:
